@@ -24,7 +24,7 @@ def read_pictures(folder: Path, suffix: str) -> np.ndarray:
     """Reads one picture a noun from `folder`.
 
     Returns:
-        (len(NOUNS), SPRITE_SIZE, SPRITE_SIZE, 4) uint8, RGBA, each noun scaled so that its longer side fills the square.
+        (len(NOUNS), SPRITE_SIZE, SPRITE_SIZE, 4) uint8, RGBA, the longer side of each noun fills the square.
 
     Raises:
         FileNotFoundError: a noun has no picture there.

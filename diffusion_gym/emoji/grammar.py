@@ -223,7 +223,7 @@ def alt_text(scene: Scene, rng: np.random.Generator, noise: AltTextNoise) -> str
     groups = list(scene.groups)
     if len(groups) == 2 and rng.random() < noise.omit:
         del groups[int(rng.integers(2))]
-    written = []
+    written: list[Group] = []
     for group in groups:
         if rng.random() < noise.wrong_noun:
             taken = {other.noun for other in scene.groups} | {other.noun for other in written}

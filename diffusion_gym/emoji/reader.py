@@ -1,4 +1,4 @@
-"""The reader: tells what a picture shows, so that a prompt's demands can be verified (in the manner of GenEval, Ghosh et al. 2023)."""
+"""The reader: tells what a picture shows, so that a prompt can be verified, as GenEval does (Ghosh et al. 2023)."""
 
 from __future__ import annotations
 
@@ -174,8 +174,8 @@ class Reader:
     def accuracy(self, images: Tensor, prompts: Sequence[str]) -> Accuracy:
         """Verifies each picture against its prompt.
 
-        A prompt's attributes are: for each noun that it is there, its count, and its colour where one is named; the place where
-        one is named; and that nothing else is there.
+        A prompt's attributes are: for each noun that it is there, its count, and its colour where one is named; the
+        place where one is named; and that nothing else is there.
 
         Args:
             images: (B, 3, 64, 64) float in [0, 1].

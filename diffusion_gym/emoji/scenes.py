@@ -15,6 +15,10 @@ IMAGE_SIZE = 64
 _Y, _X = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE].astype(np.float32)
 
 
+# Where stars and snowflakes hang: always at the same places, which a small autoencoder can learn.
+_SPECKS = ((4, 6), (14, 20), (24, 4), (34, 14), (42, 26), (50, 8), (58, 18), (6, 30))
+
+
 def _color(rng: np.random.Generator, rgb: tuple[int, int, int], spread: float = 12) -> np.ndarray:
     return (np.array(rgb, np.float32) + rng.uniform(-spread, spread, 3).astype(np.float32)).clip(0, 255)
 
@@ -30,7 +34,7 @@ def _plain(rng: np.random.Generator) -> np.ndarray:
 
 
 def _ground(sky: np.ndarray, ground: np.ndarray, horizon: float, bulge: float = 0.0) -> np.ndarray:
-    below = _Y > horizon + bulge * ((_X - IMAGE_SIZE / 2) / (IMAGE_SIZE / 2)) ** 2
+    below = horizon + bulge * ((_X - IMAGE_SIZE / 2) / (IMAGE_SIZE / 2)) ** 2 < _Y
     return np.where(below[..., None], ground, sky).astype(np.float32)
 
 
@@ -40,14 +44,14 @@ def _park(rng: np.random.Generator) -> np.ndarray:
     bush = _color(rng, (85, 150, 75))
     for x in rng.uniform(0, IMAGE_SIZE, 3):
         _ellipse(canvas, x, horizon - 3, rng.uniform(8, 12), rng.uniform(7, 10), bush)
-    canvas[_Y > horizon] = canvas[-1, 0]
+    canvas[horizon < _Y] = canvas[-1, 0]
     return canvas
 
 
 def _moon(rng: np.random.Generator) -> np.ndarray:
     ground = _color(rng, (175, 175, 180))
     canvas = _ground(_color(rng, (22, 24, 48)), ground, rng.uniform(38, 44), bulge=5)
-    for x, y in zip(rng.integers(1, 62, 8), rng.integers(1, 32, 8), strict=True):
+    for x, y in _SPECKS:
         canvas[y : y + 2, x : x + 2] = (235, 235, 215)
     for x in rng.uniform(4, 60, 3):
         _ellipse(canvas, x, rng.uniform(51, 60), rng.uniform(4, 8), rng.uniform(2, 3.5), ground * 0.82)
@@ -63,7 +67,7 @@ def _beach(rng: np.random.Generator) -> np.ndarray:
 
 def _snow(rng: np.random.Generator) -> np.ndarray:
     canvas = _ground(_color(rng, (165, 185, 205)), _color(rng, (246, 248, 252), 5), rng.uniform(34, 42), bulge=6)
-    for x, y in zip(rng.integers(1, 62, 10), rng.integers(1, 34, 10), strict=True):
+    for x, y in _SPECKS:
         canvas[y : y + 2, x : x + 2] = 250
     return canvas
 
@@ -72,7 +76,7 @@ def _table(rng: np.random.Generator) -> np.ndarray:
     horizon = rng.uniform(38, 44)
     wood = _color(rng, (160, 100, 55))
     canvas = _ground(_color(rng, (235, 205, 190)), wood, horizon)
-    canvas[(_Y > horizon) & (_Y < horizon + 3)] = wood * 1.25
+    canvas[(horizon < _Y) & (horizon + 3 > _Y)] = wood * 1.25
     return canvas.clip(0, 255)
 
 
@@ -85,14 +89,16 @@ _GROUNDS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
     "table": _table,
 }
 
-# Number of objects -> centres of the cells they stand in, and the range of their sides in pixels.
-_LAYOUTS: dict[int, tuple[tuple[tuple[tuple[float, float], ...], ...], tuple[int, int]]] = {
-    0: (((),), (1, 1)),
-    1: ((((32, 33),),), (36, 48)),
-    2: ((((16.5, 34), (47.5, 34)),), (26, 31)),
-    3: ((((32, 17), (17, 47), (47, 47)), ((17, 17), (47, 17), (32, 47))), (24, 29)),
-    4: ((((17, 17), (47, 17), (17, 47), (47, 47)),), (24, 29)),
+# Number of objects -> centres of the cells they stand in (one arrangement is drawn), and their sides in pixels.
+_LAYOUTS: dict[int, tuple[tuple[tuple[tuple[float, float], ...], ...], tuple[int, ...]]] = {
+    0: (((),), (1,)),
+    1: ((((32, 33),),), (38, 46)),
+    2: ((((16, 34), (48, 34)),), (29,)),
+    3: ((((32, 17), (16, 47), (48, 47)), ((16, 17), (48, 17), (32, 47))), (27,)),
+    4: ((((16, 17), (48, 17), (16, 47), (48, 47)),), (27,)),
 }
+GRID = 2
+"""Objects stand on a grid of so many pixels: fewer positions leave a small autoencoder more to spend on the drawing."""
 
 
 def draw(scene: Scene, rng: np.random.Generator, *, style: str = "noto") -> np.ndarray:
@@ -108,14 +114,14 @@ def draw(scene: Scene, rng: np.random.Generator, *, style: str = "noto") -> np.n
     """
     canvas = _GROUNDS[scene.place or PLAIN](rng)
     things = [(group.noun, drawn_color(group.noun, group.color)) for group in scene.groups for _ in range(group.count)]
-    layouts, (smallest, largest) = _LAYOUTS[len(things)]
+    layouts, sizes = _LAYOUTS[len(things)]
     cells = layouts[int(rng.integers(len(layouts)))]
-    size = int(rng.integers(smallest, largest + 1))
+    size = sizes[int(rng.integers(len(sizes)))]
     room = 6.0 if len(things) == 1 else (31 - size) / 2 + 0.5
     for (noun, color), (x, y) in zip(things, cells, strict=True):
         dx, dy = rng.uniform(-room, room, 2)
-        left = int(np.clip(round(x + dx - size / 2), 0, IMAGE_SIZE - size))
-        top = int(np.clip(round(y + dy - size / 2), 0, IMAGE_SIZE - size))
+        left = int(np.clip(GRID * round((x + dx - size / 2) / GRID), 0, IMAGE_SIZE - size))
+        top = int(np.clip(GRID * round((y + dy - size / 2) / GRID), 0, IMAGE_SIZE - size))
         premultiplied, through = sprite(noun, color, size, style)
         window = canvas[top : top + size, left : left + size]
         window *= through

@@ -38,7 +38,7 @@ def load_sprites(style: str = "noto") -> np.ndarray:
 def sprite(noun: str, color: str, size: int, style: str = "noto") -> tuple[np.ndarray, np.ndarray]:
     """Returns a sprite ready to be drawn: premultiplied colour and what shows through.
 
-    A tint keeps the shading: the grey value of the sprite, lifted so that dark fur still shows its colour, times the tint.
+    A tint keeps the shading: the grey value of the sprite, lifted so that dark fur shows it too, times the tint.
 
     Args:
         noun: one of `NOUN_NAMES`.

@@ -1,4 +1,4 @@
-"""A CLIPTokenizer over the project's own vocabulary: each word of the grammar is one token, other words are spelled out."""
+"""A CLIPTokenizer over the project's own vocabulary: a word of the grammar is one token, others are spelled out."""
 
 from __future__ import annotations
 
@@ -24,14 +24,23 @@ def build_tokenizer() -> CLIPTokenizer:
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.BpeTrainer(
-        vocab_size=100_000, min_frequency=1, end_of_word_suffix="</w>", initial_alphabet=bytes_, show_progress=False
+        vocab_size=100_000,
+        min_frequency=1,
+        end_of_word_suffix="</w>",
+        initial_alphabet=bytes_,
+        show_progress=False,
     )
     learner.train_from_iterator(words, trainer)
     merges = [tuple(merge) for merge in _merges(learner)]
     tokens = [BOS, EOS, *bytes_, *(byte + "</w>" for byte in bytes_), *("".join(merge) for merge in merges)]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(
-        vocab=vocabulary, merges=merges, bos_token=BOS, eos_token=EOS, pad_token=EOS, model_max_length=MAX_LENGTH
+        vocab=vocabulary,
+        merges=merges,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=EOS,
+        model_max_length=MAX_LENGTH,
     )
 
 

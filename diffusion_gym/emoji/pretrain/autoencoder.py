@@ -1,7 +1,7 @@
 """The autoencoder: 64x64 pictures to 8x8 latents of 8 channels and back (diffusers' `AutoencoderKL`, f8).
 
-First encoder and decoder learn together; then the encoder, and with it the latent space, stands still and the decoder alone goes on.
-So the generator can be trained on the latents while the decoder still learns.
+First encoder and decoder learn together; then the encoder, and with it the latent space, stands still and the decoder
+alone goes on. So the generator can be trained on the latents while the decoder still learns.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from ..files import check_safetensors, require
 from ..images import to_tensor
 from ..scenes import sample_batch
 from .loop import LoopConfig, Progress, StepRandom, train, write_metrics
@@ -27,17 +28,19 @@ class AutoencoderConfig:
         latent_channels: channels of the latent.
         encoder_steps: after so many steps the encoder stands still.
         mse_weight: weight of the squared error beside the absolute one; pictures lie in [-1, 1].
-        kl_weight: weight of the KL to N(0, I), in nats a latent dimension. Small: it only keeps the latent space smooth.
+        kl_weight: weight of the KL to N(0, I), in nats a latent dimension; it keeps the latent space smooth.
         loop: how long and how fast.
     """
 
     block_out_channels: tuple[int, ...] = (16, 32, 64, 128)
     latent_channels: int = 8
-    encoder_steps: int = 3500
-    mse_weight: float = 2.0
+    encoder_steps: int = 9000
+    mse_weight: float = 4.0
     kl_weight: float = 5e-4
     loop: LoopConfig = field(
-        default_factory=lambda: LoopConfig(steps=7500, batch_size=16, learning_rate=2e-3, ema_decay=0.998)
+        default_factory=lambda: LoopConfig(
+            steps=18_000, batch_size=8, learning_rate=1.5e-3, ema_decay=0.998, beta2=0.99
+        )
     )
 
 
@@ -53,7 +56,7 @@ def build_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=config.block_out_channels,
         layers_per_block=1,
-        norm_num_groups=8,
+        norm_num_groups=1,  # more groups would take the flat colours away
         sample_size=64,
         mid_block_add_attention=False,
         use_quant_conv=False,
@@ -79,7 +82,7 @@ def round_trip(autoencoder: AutoencoderKL, images: Tensor, chunk: int = 64) -> T
 
 
 def train_autoencoder(config: AutoencoderConfig) -> tuple[AutoencoderKL, Progress]:
-    """Trains on scenes of the training split, and sets `scaling_factor` so that latents have unit variance."""
+    """Trains on scenes of all combinations, and sets `scaling_factor` so that latents have unit variance."""
     model = build_autoencoder(config).to(config.loop.device, memory_format=torch.channels_last).train()
 
     def loss_function(step: int, chance: StepRandom) -> tuple[Tensor, dict[str, float]]:
@@ -107,16 +110,43 @@ def train_autoencoder(config: AutoencoderConfig) -> tuple[AutoencoderKL, Progres
 def latent_scale(model: AutoencoderKL, loop: LoopConfig) -> float:
     """One over the standard deviation of the latents of 512 scenes."""
     pictures, _ = sample_batch(StepRandom.at(loop.seed, 10**9).numpy, 512)
-    latents = torch.cat(
-        [model.encode(to_tensor(part, loop.device) * 2 - 1).latent_dist.mode() for part in np_split(pictures, 64)]
-    )
+    images = to_tensor(pictures, loop.device) * 2 - 1
+    latents = torch.cat([model.encode(part).latent_dist.mode() for part in images.split(64)])
     return round(1 / latents.std().item(), 4)
 
 
-def np_split(array, size: int):
-    """Yields consecutive parts of at most `size` rows."""
-    for start in range(0, len(array), size):
-        yield array[start : start + size]
+def load_autoencoder(out: Path, device: str) -> AutoencoderKL:
+    """Loads the autoencoder under `out` in float32.
+
+    Raises:
+        FileNotFoundError: it was not trained yet.
+    """
+    folder = require(out / "pipeline" / "vae" / "config.json", "autoencoder").parent
+    check_safetensors(folder / "diffusion_pytorch_model.safetensors", "autoencoder")
+    model = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+    return model.to(device).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def noisy_round_trip(
+    autoencoder: AutoencoderKL, images: Tensor, most: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Round trip with noise on the latents, as a stand-in for what a generator gets wrong.
+
+    Args:
+        autoencoder: encodes and decodes.
+        images: (B, 3, H, W) in [0, 1].
+        most: largest noise, in standard deviations of the latents.
+        generator: where the chance comes from.
+
+    Returns:
+        The pictures, and the strength (B,) of each one's noise as a uniform share of `most`.
+    """
+    latents = autoencoder.encode(images * 2 - 1).latent_dist.mode()
+    strength_B = torch.rand(len(images), generator=generator, device=images.device)
+    noise = torch.randn(latents.shape, generator=generator, device=images.device)
+    latents = latents + most / autoencoder.config.scaling_factor * strength_B.view(-1, 1, 1, 1) * noise
+    return (autoencoder.decode(latents).sample / 2 + 0.5).clamp(0, 1), strength_B
 
 
 def run(config: AutoencoderConfig, out: Path) -> None:

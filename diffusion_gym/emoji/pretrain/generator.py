@@ -1,7 +1,7 @@
 """The generator: a UNet and a text encoder, trained together to denoise the latents of scenes under their alt texts.
 
-Epsilon prediction (Ho et al. 2020) with the min-SNR weight (Hang et al. 2023); a share of captions is empty, for classifier-free
-guidance (Ho & Salimans 2022).
+Epsilon prediction (Ho et al. 2020) with the min-SNR weight (Hang et al. 2023); a share of captions is empty, for
+classifier-free guidance (Ho & Salimans 2022).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ..files import require
 from ..grammar import AltTextNoise, Scene, alt_text
 from ..images import to_tensor
 from ..scenes import sample_batch
 from ..tokenizer import MAX_LENGTH, build_tokenizer
+from .autoencoder import load_autoencoder
 from .loop import LoopConfig, Progress, StepRandom, save_atomically, train, write_metrics
 
 
@@ -114,21 +114,21 @@ def encode_scenes(
     digest = hashlib.sha256(str((count, seed, float(autoencoder.config.scaling_factor))).encode())
     for value in autoencoder.encoder.state_dict().values():
         digest.update(value.detach().cpu().half().numpy().tobytes())
-    cached = (
-        torch.load(cache, weights_only=True) if cache.is_file() else {"digest": None, "latents": torch.empty(0)}
-    )
-    fresh = cached["digest"] != digest.hexdigest()
+    kept: Tensor | None = None
+    if cache.is_file():
+        saved = torch.load(cache, weights_only=True)
+        kept = saved["latents"] if saved["digest"] == digest.hexdigest() else None
     latents, scenes = [], []
     chunk = 100
-    for start in tqdm(range(0, count, chunk), desc="scenes", unit_scale=chunk, disable=not fresh):
+    for start in tqdm(range(0, count, chunk), desc="scenes", unit_scale=chunk, disable=kept is not None):
         rng = StepRandom.at(seed, 2 * 10**9 + start).numpy
         pictures, drawn = sample_batch(rng, min(chunk, count - start), split="training")
         scenes += drawn
-        if fresh:
+        if kept is None:
             mode = autoencoder.encode(to_tensor(pictures, device) * 2 - 1).latent_dist.mode()
             latents.append((mode * autoencoder.config.scaling_factor).half().cpu())
-    if not fresh:
-        return cached["latents"], scenes
+    if kept is not None:
+        return kept, scenes
     cache.parent.mkdir(parents=True, exist_ok=True)
     save_atomically(cache, {"digest": digest.hexdigest(), "latents": torch.cat(latents)})
     return torch.cat(latents), scenes
@@ -140,13 +140,9 @@ def train_generator(
     """Trains on latents (N, C, 8, 8) of unit variance and the scenes that they show."""
     torch.manual_seed(config.loop.seed)
     device = config.loop.device
-    model = nn.ModuleDict(
-        {
-            "unet": build_unet(config.unet_channels, latents.shape[1], config.text_width),
-            "text_encoder": build_text_encoder(config.text_width, config.text_layers),
-        }
-    ).to(device)
-    model["unet"].to(memory_format=torch.channels_last)
+    unet = build_unet(config.unet_channels, latents.shape[1], config.text_width).to(memory_format=torch.channels_last)
+    text_encoder = build_text_encoder(config.text_width, config.text_layers)
+    model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).to(device)
     tokenizer = build_tokenizer()
     abar_T = build_scheduler().alphas_cumprod.to(device)
     snr_T = abar_T / (1 - abar_T)
@@ -155,27 +151,23 @@ def train_generator(
     def loss_function(step: int, chance: StepRandom) -> tuple[Tensor, dict[str, float]]:
         rows = chance.numpy.integers(len(scenes), size=config.loop.batch_size)
         captions = [
-            ""
-            if chance.numpy.random() < config.empty_captions
-            else alt_text(scenes[row], chance.numpy, config.noise)
+            "" if chance.numpy.random() < config.empty_captions else alt_text(scenes[row], chance.numpy, config.noise)
             for row in rows
         ]
-        tokens = tokenizer(
-            captions, padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt"
-        )
-        text_BLD = model["text_encoder"](tokens.input_ids.to(device)).last_hidden_state
+        tokens = tokenizer(captions, padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt")
+        text_BLD = text_encoder(tokens.input_ids.to(device)).last_hidden_state
         latent_BCHW = latents[torch.from_numpy(rows)].to(device).float()
         noise = torch.randn(latent_BCHW.shape, generator=chance.torch, device=device)
         t_B = torch.randint(len(abar_T), (len(rows),), generator=chance.torch, device=device)
         abar = abar_T[t_B].view(-1, 1, 1, 1)
         noisy = abar.sqrt() * latent_BCHW + (1 - abar).sqrt() * noise
-        predicted = model["unet"](noisy, t_B, encoder_hidden_states=text_BLD).sample
+        predicted = unet(noisy, t_B, encoder_hidden_states=text_BLD).sample
         error_B = (predicted - noise).square().flatten(1).mean(1)
         return (weight_T[t_B] * error_B).mean(), {"mse": error_B.mean().item()}
 
     progress = train("generator", model, loss_function, config.loop)
     model.eval()
-    return model["unet"], model["text_encoder"], progress
+    return unet, text_encoder, progress
 
 
 SAMPLING = {"num_inference_steps": 20, "guidance_scale": 3.0, "eta": 1.0}
@@ -200,13 +192,12 @@ def write_pipeline(unet: UNet2DConditionModel, text_encoder: CLIPTextModel, vae:
 
 def run(config: GeneratorConfig, out: Path) -> None:
     """Trains on the latents of `out/pipeline/vae`; writes the rest of `out/pipeline` and `out/generator.json`."""
-    folder = require(out / "pipeline" / "vae" / "config.json", "autoencoder").parent
-    vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).to(config.loop.device).eval()
+    vae = load_autoencoder(out, config.loop.device)
     cache = config.loop.runs / "generator-latents.pt"
     latents, scenes = encode_scenes(vae, config.scenes, config.loop.seed, cache, config.loop.device)
     unet, text_encoder, progress = train_generator(config, latents, scenes)
     # Loaded again: the decoder may have learned on while the generator was trained.
-    vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+    vae = load_autoencoder(out, "cpu")
     write_pipeline(unet, text_encoder, vae, out / "pipeline")
     figures = {"loss": float(np.mean([loss for _, loss in progress.losses[-10:]]))}
     write_metrics(out / "generator.json", figures, progress, config.loop)

@@ -1,6 +1,7 @@
 """The training loop that all parts of the world share: seeded, resumable after a kill, with a progress bar.
 
-Every batch is made from (seed, step) alone, so a run that was killed and resumed makes the same numbers as one that was not.
+Every batch is made from (seed, step) alone, so a run that was killed and resumed makes the same numbers as
+one that was not.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class LoopConfig:
         learning_rate: peak of the cosine schedule of AdamW; it ends at zero.
         warmup_steps: steps over which the learning rate rises.
         weight_decay: of AdamW.
+        beta2: of AdamW; lower it for short trainings of small batches.
         max_grad_norm: gradients are scaled down to this norm.
         ema_decay: decay of the averaged weights that are kept in the end; 0 keeps the last weights.
         seed: of the weights and of every batch.
@@ -45,6 +47,7 @@ class LoopConfig:
     learning_rate: float
     warmup_steps: int = 100
     weight_decay: float = 0.01
+    beta2: float = 0.999
     max_grad_norm: float = 1.0
     ema_decay: float = 0.0
     seed: int = 0
@@ -110,7 +113,7 @@ def train(name: str, model: nn.Module, loss_function: LossFunction, config: Loop
 
     Args:
         name: of the run; its checkpoint is `config.runs/name.pt`.
-        model: the module whose trainable parameters are optimised. At the end it holds the averaged weights, if averaging is on.
+        model: the module whose trainable parameters are optimised; at the end it holds their averages, if any.
         loss_function: makes the loss of a step.
         config: how long and how fast.
 
@@ -122,7 +125,9 @@ def train(name: str, model: nn.Module, loss_function: LossFunction, config: Loop
         FloatingPointError: the loss is not finite; the last checkpoint is kept.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay
+    )
     average = [p.detach().clone() for p in parameters] if config.ema_decay else []
     progress = Progress()
     path = config.runs / f"{name}.pt"
@@ -147,7 +152,7 @@ def train(name: str, model: nn.Module, loss_function: LossFunction, config: Loop
             chance = StepRandom.at(config.seed, progress.step, config.device)
             loss, figures = loss_function(progress.step, chance)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(parameters, config.max_grad_norm, error_if_nonfinite=False)
             optimizer.step()
             progress.step += 1
