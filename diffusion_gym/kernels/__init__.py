@@ -82,9 +82,7 @@ def make_kernel(
         raise TypeError(f"eta must be a number, got {eta!r}")
     unknown = sorted(overrides.keys() - _SCHEDULER_KEYS)
     if unknown:
-        raise ValueError(
-            f"sampler has unknown scheduler settings {unknown}; known are {sorted(_SCHEDULER_KEYS)}"
-        )
+        raise ValueError(f"sampler has unknown scheduler settings {unknown}; known are {sorted(_SCHEDULER_KEYS)}")
     config = {**scheduler_config, **overrides}
     if name == "ddim":
         return ddim_kernel(config, num_inference_steps, 1.0 if eta is None else float(eta))

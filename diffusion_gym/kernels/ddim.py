@@ -39,7 +39,8 @@ def ddim_kernel(scheduler_config: Mapping[str, Any], num_inference_steps: int, e
     previous = timesteps - scheduler.config.num_train_timesteps // num_inference_steps
     at = scheduler.alphas_cumprod[timesteps]
     ap = scheduler.alphas_cumprod[previous.clamp(min=0)].where(previous >= 0, scheduler.final_alpha_cumprod)
-    # In float32, as the scheduler does it: 1 - at / ap cancels at the last steps, and the two should agree there.
+    # In float32, as the scheduler does it: 1 - at / ap cancels at the last steps, and the two should agree
+    # there.
     sigma = eta * ((1 - ap) / (1 - at) * (1 - at / ap)).clamp(min=0.0).sqrt()
     return build_kernel(
         "ddim",

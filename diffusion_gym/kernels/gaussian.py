@@ -24,12 +24,10 @@ def check_reduction(reduction: str) -> Reduction:
     """Return `reduction` if it is "mean" or "sum", else raise ValueError."""
     if reduction not in REDUCTIONS:
         raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}')
-    return reduction  # type: ignore[return-value]
+    return reduction
 
 
-def log_prob(
-    action_BCHW: Tensor, mean_BCHW: Tensor, sigma_B111: Tensor, *, reduction: Reduction = "mean"
-) -> Tensor:
+def log_prob(action_BCHW: Tensor, mean_BCHW: Tensor, sigma_B111: Tensor, *, reduction: Reduction = "mean") -> Tensor:
     """Log-density of Normal(mean, sigma^2 I) at `action`, one number a sample.
 
     Args:

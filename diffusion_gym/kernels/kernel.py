@@ -105,9 +105,7 @@ class Kernel:
         dtype = work_dtype(mean_BCHW)
         return torch.addcmul(mean_BCHW.to(dtype), self.sigma(step).to(dtype), noise_BCHW.to(dtype))
 
-    def log_prob(
-        self, action_BCHW: Tensor, mean_BCHW: Tensor, step: Step, *, reduction: Reduction = "mean"
-    ) -> Tensor:
+    def log_prob(self, action_BCHW: Tensor, mean_BCHW: Tensor, step: Step, *, reduction: Reduction = "mean") -> Tensor:
         """Log-density of `action` under Normal(mean, sigma_k), (B,) float32; see `gaussian.log_prob`."""
         return gaussian.log_prob(action_BCHW, mean_BCHW, self.sigma(step), reduction=reduction)
 
@@ -169,8 +167,7 @@ def build_kernel(
         x0_latent, x0_output, noise_latent, noise_output = zero, one, 1.0 / spread, -signal / spread
     else:
         raise ValueError(
-            "scheduler prediction_type must be 'epsilon', 'v_prediction' or 'sample', got "
-            f"{prediction_type!r}"
+            f"scheduler prediction_type must be 'epsilon', 'v_prediction' or 'sample', got {prediction_type!r}"
         )
     table = {
         "sigma_T": sigma,

@@ -116,9 +116,7 @@ def test_a_batch_of_mixed_steps_equals_its_samples_one_by_one(name):
         one = slice(i, i + 1)
         torch.testing.assert_close(mean[one], kernel.mean(out[one], x[one], k), rtol=0, atol=0)
         torch.testing.assert_close(action[one], kernel.sample(mean[one], noise[one], k), rtol=0, atol=0)
-        torch.testing.assert_close(
-            kernel.log_prob(action, mean, step)[one], kernel.log_prob(action[one], mean[one], k)
-        )
+        torch.testing.assert_close(kernel.log_prob(action, mean, step)[one], kernel.log_prob(action[one], mean[one], k))
         torch.testing.assert_close(
             kernel.kl_divergence(mean, ref, step)[one], kernel.kl_divergence(mean[one], ref[one], k)
         )
@@ -151,9 +149,7 @@ def test_kl_is_that_of_torch_distributions_and_of_monte_carlo():
     ours = kernel.kl_divergence(mean, mean_ref, k, reduction="sum")
     torch.testing.assert_close(ours[0], exact)
     torch.testing.assert_close(4 * kernel.kl_divergence(mean, mean_ref, k, reduction="mean")[0], exact)
-    torch.testing.assert_close(
-        kernel.kl_weight(k).double() * (out - ref).square().sum(), exact, rtol=1e-5, atol=0
-    )
+    torch.testing.assert_close(kernel.kl_weight(k).double() * (out - ref).square().sum(), exact, rtol=1e-5, atol=0)
 
     n = 200_000
     action = kernel.sample(mean.expand(n, 1, 2, 2), normal(9, (n, 1, 2, 2), torch.float64), k)
@@ -174,9 +170,7 @@ def test_kl_weights_of_stable_diffusion():
     assert weights[49] == pytest.approx(0.503, abs=5e-4)
     assert sum(weights) / 50 == pytest.approx(0.220, abs=5e-4)
     assert float(kernel.sigma(49)) == pytest.approx(0.02065, abs=5e-6)
-    assert max(float(make_kernel("ddim", SD, 20).kl_weight(k)) for k in range(20)) == pytest.approx(
-        14.7, abs=0.05
-    )
+    assert max(float(make_kernel("ddim", SD, 20).kl_weight(k)) for k in range(20)) == pytest.approx(14.7, abs=0.05)
 
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm"])
