@@ -184,6 +184,7 @@ class Reader:
         Raises:
             ValueError: a prompt is not of the grammar, or there are not as many prompts as pictures.
         """
+        check_images(images)
         check_prompts(prompts, images)
         scenes = [parse(prompt) for prompt in prompts]
         counts, colors, places = (x.argmax(-1) for x in self.probabilities(images))

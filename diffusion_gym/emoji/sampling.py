@@ -25,11 +25,9 @@ def load_pipeline(folder: Path, device: str = "cpu") -> StableDiffusionPipeline:
     """
     from diffusers import StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        require_pipeline(folder), torch_dtype=torch.float32, local_files_only=True
-    )
+    pipeline = StableDiffusionPipeline.from_pretrained(require_pipeline(folder), local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    return pipeline.to(device, torch.float32)
 
 
 def sampling_defaults(folder: Path) -> dict[str, float]:

@@ -57,10 +57,7 @@ def sprite(noun: str, color: str, size: int, style: str = "noto") -> tuple[np.nd
     # Premultiplied before it is scaled, so that no dark rim appears.
     planes = np.concatenate([color_HWC * alpha_HW1, alpha_HW1 * 255], axis=-1)
     scaled = np.stack(
-        [
-            np.asarray(Image.fromarray(planes[..., c], mode="F").resize((size, size), Image.Resampling.BOX))
-            for c in range(4)
-        ],
+        [np.asarray(Image.fromarray(planes[..., c]).resize((size, size), Image.Resampling.BOX)) for c in range(4)],
         axis=-1,
     )
     return scaled[..., :3].clip(0, 255), 1 - scaled[..., 3:].clip(0, 255) / 255

@@ -123,8 +123,8 @@ def load_autoencoder(out: Path, device: str) -> AutoencoderKL:
     """
     folder = require(out / "pipeline" / "vae" / "config.json", "autoencoder").parent
     check_safetensors(folder / "diffusion_pytorch_model.safetensors", "autoencoder")
-    model = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
-    return model.to(device).eval().requires_grad_(False)
+    model = AutoencoderKL.from_pretrained(folder)
+    return model.to(device, torch.float32).eval().requires_grad_(False)
 
 
 @torch.no_grad()

@@ -187,6 +187,9 @@ def write_pipeline(unet: UNet2DConditionModel, text_encoder: CLIPTextModel, vae:
         requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(folder)
+    # transformers would load the text encoder in the type it is stored in, and diffusers loads the rest in float32.
+    config_file = folder / "text_encoder" / "config.json"
+    config_file.write_text(json.dumps(json.loads(config_file.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
     (folder / "sampling.json").write_text(json.dumps(SAMPLING, indent=2) + "\n")
 
 
