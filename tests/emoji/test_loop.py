@@ -83,8 +83,9 @@ def loss(step, chance):
     time.sleep(float(sys.argv[2]))
     x = torch.randn(8, 3, generator=chance.torch)
     return (model(x) - x.sum(1, keepdim=True)).square().mean(), {}
-train("line", model, loss, LoopConfig(steps=60, batch_size=8, learning_rate=0.05, checkpoint_every=1, runs=Path(sys.argv[1])))
-torch.save(model.state_dict(), Path(sys.argv[1]) / "final.pt")
+runs = Path(sys.argv[1])
+train("line", model, loss, LoopConfig(steps=60, batch_size=8, learning_rate=0.05, checkpoint_every=1, runs=runs))
+torch.save(model.state_dict(), runs / "final.pt")
 """
 
 

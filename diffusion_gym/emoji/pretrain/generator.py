@@ -50,7 +50,7 @@ class GeneratorConfig:
     min_snr_gamma: float = 5.0
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
-            steps=5000, batch_size=64, learning_rate=1e-3, ema_decay=0.999, checkpoint_every=50
+            steps=3200, batch_size=64, learning_rate=1e-3, ema_decay=0.999, checkpoint_every=50
         )
     )
 

@@ -51,7 +51,7 @@ class PreferenceConfig:
     auxiliary_weight: float = 0.5
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
-            steps=2500, batch_size=24, learning_rate=1e-3, ema_decay=0.995, seed=303, checkpoint_every=50
+            steps=2000, batch_size=24, learning_rate=1e-3, ema_decay=0.995, seed=303, checkpoint_every=50
         )
     )
 

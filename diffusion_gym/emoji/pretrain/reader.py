@@ -43,7 +43,7 @@ class ReaderConfig:
     latent_noise: float = 0.5
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
-            steps=2400, batch_size=64, learning_rate=2e-3, ema_decay=0.995, seed=101, checkpoint_every=50
+            steps=1800, batch_size=64, learning_rate=2e-3, ema_decay=0.995, seed=101, checkpoint_every=50
         )
     )
 
