@@ -2,10 +2,14 @@
 
 import json
 import os
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+_NAMED = {"emoji": "diffusion_gym.emoji:pipeline_path"}
+"""Models with a name: "module:function" that returns the directory, so that a world can bring its own."""
 
 _PARTS = {
     "unet": "UNet2DConditionModel",
@@ -86,10 +90,12 @@ def read_model_files(model: str | os.PathLike[str]) -> ModelFiles:
 
 
 def model_name(model: str | os.PathLike[str]) -> str:
-    """The absolute path of a directory, or a hub id as it is."""
+    """The absolute path of a directory or of a named model ("emoji"), or a hub id as it is."""
     if not isinstance(model, str | os.PathLike):
         raise TypeError(f"model must be a directory or a hub id (a string or path), got {model!r}")
     text = os.fspath(model)
+    if text in _NAMED:
+        text = str(pkgutil.resolve_name(_NAMED[text])())
     if not text:
         raise ValueError("model must be a directory or a hub id, got an empty string")
     return str(Path(text).resolve()) if Path(text).is_dir() else text

@@ -30,7 +30,7 @@ def load_pipeline(
     """The pipeline of a model; callers of one process that ask for the same get the same object.
 
     Args:
-        model: a directory in diffusers' Stable Diffusion format, or a hub id of one.
+        model: a directory in diffusers' Stable Diffusion format, a hub id of one, or "emoji", the embedded model.
         device: "auto" (CUDA where there is one), or a torch device.
         dtype: what the networks run in: "float32", "bfloat16" or "float16". Latents stay float32 in any case.
 
