@@ -1,8 +1,9 @@
 """A tiny Stable-Diffusion-format model with random weights, made on the spot; nothing is downloaded."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -106,3 +107,20 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_pipeline(tiny_model: Path) -> Pipeline:
     """The tiny model's pipeline, kept alive for the session, so that every environment shares it."""
     return load_pipeline(tiny_model, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def env_arguments(tiny_model: Path, tiny_pipeline: Pipeline) -> dict[str, Any]:
+    """Arguments of a small environment: three steps, four prompts, a reward that depends on picture and prompt."""
+    return {
+        "model": str(tiny_model),
+        "reward": [("jpeg_compressibility", 2.0), brightness],
+        "prompts": ["a cat", "two dogs", "a green rabbit", "four wolves"],
+        "num_inference_steps": 3,
+        "device": "cpu",
+    }
+
+
+def brightness(images: torch.Tensor, prompts: Sequence[str], metadata: Sequence[object]) -> torch.Tensor:
+    """Mean of the picture plus a tenth of the prompt's length."""
+    return images.mean((1, 2, 3)) + 0.1 * torch.tensor([len(prompt) for prompt in prompts])
