@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_configs
+from tiny_emoji import tiny_configs
 
 from diffusion_gym.emoji.grammar import PROBES, Scene, describe, parse
 from diffusion_gym.emoji.images import to_bytes, to_tensor

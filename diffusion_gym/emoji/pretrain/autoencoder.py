@@ -34,7 +34,7 @@ class AutoencoderConfig:
 
     block_out_channels: tuple[int, ...] = (16, 32, 64, 128)
     latent_channels: int = 8
-    encoder_steps: int = 9000
+    encoder_steps: int = 8000
     mse_weight: float = 4.0
     kl_weight: float = 5e-4
     loop: LoopConfig = field(
