@@ -221,7 +221,7 @@ class TextToImageVectorEnv(VectorEnv[dict[str, Any], Any, npt.NDArray[Any]]):
         return rng
 
     def _check_seeds(self, seed: object) -> list[int | None]:
-        if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str):
+        if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str | bytes):
             if len(seed) != self.num_envs:
                 raise ValueError(f"seed must be an int or {self.num_envs} of them, got {len(seed)}")
             return [check_seed(one) for one in seed]

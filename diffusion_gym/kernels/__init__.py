@@ -39,14 +39,28 @@ SAMPLERS: dict[str, Callable[..., Kernel]] = {"ddim": ddim_kernel, "ddpm": ddpm_
 
 _REFUSED = {
     "euler_ancestral": (
-        "its last step adds no noise (sigma_up = 0), so it has no density. The other steps are those of "
-        "DDIM with "
+        "its last step adds no noise (sigma_up = 0), so it has no density. The other steps are those of DDIM with "
         'eta=1 in other coordinates: use sampler="ddim", eta=1.0'
     ),
     "euler": "it is deterministic, so its steps have no density",
     "dpmsolver++": "it is deterministic and multistep, so its steps have no density",
     "pndm": "it is deterministic and multistep, so its steps have no density",
 }
+
+# Not the betas: those belong to the model's training.
+_SCHEDULER_KEYS = frozenset(
+    {
+        "clip_sample",
+        "clip_sample_range",
+        "prediction_type",
+        "rescale_betas_zero_snr",
+        "set_alpha_to_one",
+        "steps_offset",
+        "thresholding",
+        "timestep_spacing",
+        "variance_type",
+    }
+)
 
 
 def make_kernel(
@@ -82,30 +96,15 @@ def make_kernel(
         raise TypeError(f"eta must be a number, got {eta!r}")
     unknown = sorted(overrides.keys() - _SCHEDULER_KEYS)
     if unknown:
-        raise ValueError(f"sampler has unknown scheduler settings {unknown}; known are {sorted(_SCHEDULER_KEYS)}")
-    config = {**scheduler_config, **overrides}
-    if name == "ddim":
-        return ddim_kernel(config, num_inference_steps, 1.0 if eta is None else float(eta))
-    if eta is not None and eta != 1:
+        raise ValueError(
+            f"sampler has settings {unknown} that cannot be changed; those that can: {sorted(_SCHEDULER_KEYS)}"
+        )
+    if name != "ddim" and eta not in (None, 1):
         raise ValueError(f'eta must be 1 or left out with sampler="{name}", got {eta!r}')
-    return SAMPLERS[name](config, num_inference_steps)
-
-
-_SCHEDULER_KEYS = frozenset(
-    {
-        "beta_end",
-        "beta_schedule",
-        "beta_start",
-        "clip_sample",
-        "clip_sample_range",
-        "num_train_timesteps",
-        "prediction_type",
-        "rescale_betas_zero_snr",
-        "set_alpha_to_one",
-        "steps_offset",
-        "thresholding",
-        "timestep_spacing",
-        "trained_betas",
-        "variance_type",
-    }
-)
+    options = {"eta": float(eta)} if name == "ddim" and eta is not None else {}
+    try:
+        return SAMPLERS[name]({**scheduler_config, **overrides}, num_inference_steps, **options)
+    except ValueError as error:
+        if not overrides:
+            raise
+        raise ValueError(f"sampler={sampler!r}: {error}") from error

@@ -30,9 +30,8 @@ def ddim_kernel(scheduler_config: Mapping[str, Any], num_inference_steps: int, e
     """
     if not 0.0 < eta <= 1.0:
         raise ValueError(
-            f"eta must be greater than 0 and at most 1, got {eta!r}: with eta=0 DDIM is deterministic and "
-            "its "
-            "steps have no density"
+            f"eta must be greater than 0 and at most 1, got {eta!r}: with eta=0 DDIM is deterministic and its steps "
+            "have no density"
         )
     scheduler = make_scheduler("DDIMScheduler", scheduler_config, num_inference_steps)
     timesteps = scheduler.timesteps
@@ -54,7 +53,6 @@ def ddim_kernel(scheduler_config: Mapping[str, Any], num_inference_steps: int, e
         clip_x0=clip_range(scheduler.config),
         advice=(
             "For DDIM this is the last step: use a scheduler configuration with set_alpha_to_one=False and "
-            'steps_offset=1, for instance sampler={"name": "ddim", "set_alpha_to_one": False, '
-            '"steps_offset": 1}.'
+            'steps_offset=1, for instance sampler={"name": "ddim", "set_alpha_to_one": False, "steps_offset": 1}.'
         ),
     )

@@ -32,8 +32,7 @@ def ddpm_kernel(scheduler_config: Mapping[str, Any], num_inference_steps: int) -
     variance_type = config["variance_type"]
     if variance_type not in ("fixed_large", "fixed_small", "fixed_small_log"):
         raise ValueError(
-            "scheduler variance_type must be 'fixed_large' (or 'fixed_small', 'fixed_small_log' where they "
-            "have a "
+            "scheduler variance_type must be 'fixed_large' (or 'fixed_small', 'fixed_small_log' where they have a "
             f"density), got {variance_type!r}: this kernel needs a sigma that the schedule alone decides"
         )
     scheduler = make_scheduler("DDPMScheduler", config, num_inference_steps)
@@ -58,8 +57,7 @@ def ddpm_kernel(scheduler_config: Mapping[str, Any], num_inference_steps: int) -
         advice=(
             'For DDPM this is the last step: use variance_type="fixed_large" and steps_offset=1, for '
             "instance "
-            'sampler={"name": "ddpm", "variance_type": "fixed_large", "steps_offset": 1}, or '
-            'sampler="ddim", which '
+            'sampler={"name": "ddpm", "variance_type": "fixed_large", "steps_offset": 1}, or sampler="ddim", which '
             "with eta=1 has the variance of fixed_small at every other step."
         ),
     )

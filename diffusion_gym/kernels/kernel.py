@@ -181,19 +181,15 @@ def build_kernel(
         if not bool(values.isfinite().all()):
             k = int((~values.isfinite()).nonzero()[0])
             raise ValueError(
-                f"the schedule has no finite {name.removesuffix('_T')} at step {k} (timestep "
-                f"{int(timesteps[k])}) "
-                f"for sampler={sampler!r} and prediction_type={prediction_type!r}; choose another sampler, "
-                "eta or "
+                f"the schedule has no finite {name.removesuffix('_T')} at step {k} (timestep {int(timesteps[k])}) for "
+                f"sampler={sampler!r} and prediction_type={prediction_type!r}; choose another sampler, eta or "
                 "num_inference_steps"
             )
     if bool((sigma < MIN_SIGMA).any()):
         k = int((sigma < MIN_SIGMA).nonzero()[0])
         raise ValueError(
-            f"sampler={sampler!r} adds no noise at step {k} of {len(sigma)} (timestep {int(timesteps[k])}, "
-            "sigma "
-            f"{float(sigma[k]):.3g}): a step without noise has no density, hence no log-probability, ratio "
-            "or KL. "
+            f"sampler={sampler!r} adds no noise at step {k} of {len(sigma)} (timestep {int(timesteps[k])}, sigma "
+            f"{float(sigma[k]):.3g}): a step without noise has no density, hence no log-probability, ratio or KL. "
             f"{advice}"
         )
     tables = {name: values.to(torch.float32) for name, values in table.items()}

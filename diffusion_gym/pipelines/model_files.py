@@ -78,8 +78,8 @@ def read_model_files(model: str | os.PathLike[str]) -> ModelFiles:
     for key in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim"):
         if unet.get(key) is not None:
             raise ValueError(
-                f"model {name!r}: its UNet asks for {key}={unet[key]!r}, an input beyond latent, timestep "
-                "and prompt that this pipeline does not give it"
+                f"model {name!r}: its UNet asks for {key}={unet[key]!r}, an input beyond latent, timestep and prompt "
+                "that this pipeline does not give it"
             )
     if not isinstance(unet.get("sample_size"), int | list | tuple):
         raise ValueError(f"model {name!r}: its UNet has no sample_size, so its latents have no shape")
@@ -111,8 +111,7 @@ def _check_parts(name: str, index: Mapping[str, Any]) -> None:
         found = (index.get(part) or [None, None])[1]
         if found is None or found.removesuffix("Fast") != wanted:
             raise ValueError(
-                f"model {name!r} is a {cls} whose {part} is {found or 'missing'}; the Stable Diffusion "
-                "format has a "
+                f"model {name!r} is a {cls} whose {part} is {found or 'missing'}; the Stable Diffusion format has a "
                 f"{wanted} there"
             )
 
@@ -127,8 +126,7 @@ def _load_config(class_name: str, name: str, subfolder: str | None) -> dict[str,
     except (OSError, ValueError) as error:
         what = f"{subfolder}/" if subfolder else "model_index.json"
         raise ValueError(
-            f"model must be a directory in diffusers format or a hub id, got {name!r}: cannot read its "
-            f"{what} "
+            f"model must be a directory in diffusers format or a hub id, got {name!r}: cannot read its {what} "
             f"({_first_line(error)})"
         ) from error
 

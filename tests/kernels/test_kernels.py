@@ -216,7 +216,7 @@ def test_half_precision_model_output_gives_float32():
         ("ddim", {"prediction_type": "flow"}, 1.0, "prediction_type"),
         ("euler_ancestral", {}, None, "sigma_up = 0"),
         ("heun", {}, None, "sampler must be one of"),
-        ({"name": "ddim", "offset": 1}, {}, None, "unknown scheduler settings"),
+        ({"name": "ddim", "offset": 1}, {}, None, "cannot be changed"),
     ],
 )
 def test_settings_without_a_density_are_refused_with_the_reason(sampler, config, eta, says):
