@@ -4,7 +4,8 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -171,10 +172,25 @@ class Pipeline:
         return make_kernel(sampler, self.files.scheduler, steps, eta).to(self.device)
 
     def _load(self, cls: Any, part: str) -> Any:
-        """A frozen part in eval mode. The loaders' chatter is silenced, their errors are not."""
+        """A frozen part in eval mode."""
         try:
-            module = cls.from_pretrained(self.model, subfolder=part, torch_dtype=self.dtype)
+            with _no_progress_bar():
+                module = cls.from_pretrained(self.model, subfolder=part, torch_dtype=self.dtype)
         except OSError as error:
             raise ValueError(f"model {self.model!r}: cannot load its {part} ({error})") from error
         logging.getLogger(__name__).debug("loaded the %s of %s", part, self.model)
         return module.to(self.device).eval().requires_grad_(False)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Load without a progress bar: parts are small, and are loaded in the middle of other output."""
+    import transformers
+
+    shown = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.logging.enable_progress_bar()
