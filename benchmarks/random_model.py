@@ -45,31 +45,34 @@ def save_random_model(
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        pipe = diffusers.StableDiffusionPipeline(
-            vae=diffusers.AutoencoderKL(
-                latent_channels=4,
-                down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
-                up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
-                block_out_channels=(8, 16),
-                norm_num_groups=4,
-                scaling_factor=0.5,
-            ),
-            text_encoder=_text_encoder(text_length, text_width),
-            tokenizer=_tokenizer(text_length),
-            unet=diffusers.UNet2DConditionModel(
-                sample_size=sample_size,
-                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-                block_out_channels=channels,
-                layers_per_block=1,
-                norm_num_groups=8,
-                cross_attention_dim=text_width,
-            ),
-            scheduler=diffusers.DDIMScheduler(**{**SCHEDULE, **scheduler}),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
+        text_encoder = _text_encoder(text_length, text_width)
+        unet = diffusers.UNet2DConditionModel(
+            sample_size=sample_size,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            block_out_channels=channels,
+            layers_per_block=1,
+            norm_num_groups=8,
+            cross_attention_dim=text_width,
         )
+        vae = diffusers.AutoencoderKL(
+            latent_channels=4,
+            down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+            up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+            block_out_channels=(8, 16),
+            norm_num_groups=4,
+            scaling_factor=0.5,
+        )
+    pipe = diffusers.StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=_tokenizer(text_length),
+        unet=unet,
+        scheduler=diffusers.DDIMScheduler(**{**SCHEDULE, **scheduler}),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipe.save_pretrained(path)
     return path
 
@@ -92,7 +95,7 @@ def _text_encoder(length: int, width: int) -> Any:
             hidden_size=width,
             intermediate_size=2 * width,
             num_hidden_layers=2,
-            num_attention_heads=4,
+            num_attention_heads=2,
             max_position_embeddings=length,
             bos_token_id=0,
             eos_token_id=1,

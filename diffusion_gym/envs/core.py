@@ -17,6 +17,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from diffusion_gym.pipelines import load_pipeline
+from diffusion_gym.pipelines.prompt_bank import CAPACITY
 from diffusion_gym.prompts import PromptSampler, PromptSet, load_prompts, make_sampler
 from diffusion_gym.rewards import RewardSpec, WeightedReward, make_reward
 
@@ -108,7 +109,7 @@ class DenoisingCore:
         parts: dict[str, spaces.Space[Any]] = {
             "latent": _box(self.pipeline.latent_shape),
             "step": spaces.Discrete(self.horizon + 1),
-            "prompt_id": spaces.Box(0, 2**31 - 1, shape=(), dtype=np.int64),
+            "prompt_id": spaces.Discrete(CAPACITY),
         }
         if prompt_embedding:
             parts["prompt_embedding"] = _box(self.pipeline.embedding_shape)

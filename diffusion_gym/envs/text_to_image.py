@@ -42,7 +42,7 @@ class TextToImageEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]]):
     | `prompt_embedding` | `Box (L, D) float32` | last hidden state of the text encoder for the prompt |
     | `latent` | `Box (C, H, W) float32` | the current latent |
     | `step` | `Discrete(T + 1)` | steps taken so far; T only in the last observation |
-    | `prompt_id` | `Box () int64` | the prompt's position in `pipeline.prompts`, for this process |
+    | `prompt_id` | `Discrete(65536)` | the prompt's position in `pipeline.prompts`, for this process |
 
     ## Rewards
     0 until the last step, then the weighted sum of the reward terms for the decoded picture. With discount 1 the
@@ -182,7 +182,7 @@ class TextToImageEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]]):
     def _observe(self) -> Observation:
         tensors = self._core.observe(_SLOT)
         arrays = {name: tensor[0].cpu().numpy().copy() for name, tensor in tensors.items()}
-        return {**arrays, "step": np.int64(arrays["step"])}
+        return {**arrays, "step": np.int64(arrays["step"]), "prompt_id": np.int64(arrays["prompt_id"])}
 
 
 def _with_batch(action: Any, shape: tuple[int, ...] | None) -> Any:

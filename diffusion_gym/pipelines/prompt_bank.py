@@ -8,6 +8,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+CAPACITY = 2**16
+"""Prompts a bank can hold: the size of the `prompt_id` space."""
+
 
 class PromptBank:
     """The prompts seen so far, their ids and their embeddings on the device.
@@ -33,7 +36,11 @@ class PromptBank:
         return len(self._texts)
 
     def ids(self, prompts: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Ids of `prompts`, (B,) int64; prompts that are new to the bank are encoded now."""
+        """Ids of `prompts`, (B,) int64; prompts that are new to the bank are encoded now.
+
+        Raises:
+            ValueError: the bank is full.
+        """
         for prompt in prompts:
             if prompt not in self._ids:
                 self._add(prompt)
@@ -49,8 +56,10 @@ class PromptBank:
         return self._table_PLD.index_select(0, index)
 
     def _add(self, prompt: str) -> None:
-        embedding_LD = self._encode(prompt)
         row = len(self._texts)
+        if row == CAPACITY:
+            raise ValueError(f"prompts: this process has encoded {CAPACITY} prompts, no more fit; no id for {prompt!r}")
+        embedding_LD = self._encode(prompt)
         if row == len(self._table_PLD):
             self._table_PLD = torch.cat([self._table_PLD, torch.empty_like(self._table_PLD)])
         self._table_PLD[row] = embedding_LD

@@ -62,7 +62,7 @@ def test_an_episode(env, env_arguments):
     bank = env.unwrapped.pipeline.prompts
     assert bank.text(int(observation["prompt_id"])) == info["prompt"]
     np.testing.assert_array_equal(
-        observation["prompt_embedding"], bank.embeddings(observation["prompt_id"][None])[0].numpy()
+        observation["prompt_embedding"], bank.embeddings(np.array([observation["prompt_id"]]))[0].numpy()
     )
     prompt = info["prompt"]
     for k in range(3):
@@ -245,7 +245,7 @@ def test_an_episode_of_the_models_own_policy_is_the_diffusers_pipeline(
             latent = torch.tensor(observation["latent"])[None]
             with torch.no_grad():
                 output = denoiser(
-                    latent, kernel.timestep(torch.tensor([k])), bank.embeddings(observation["prompt_id"][None])
+                    latent, kernel.timestep(torch.tensor([k])), bank.embeddings(np.array([observation["prompt_id"]]))
                 )
             action = kernel.sample(kernel.mean(output, latent, k), noises[k], k)
             observation, _, terminated, _, final = env.step(action[0].numpy())

@@ -253,3 +253,9 @@ def test_a_broken_sampling_file_is_named(tmp_path, text, make_tiny_model):
     (model / "sampling.json").write_text(text)
     with pytest.raises(ValueError, match=r"sampling\.json"):
         load_pipeline(model, device="cpu")
+
+
+def test_a_full_bank_says_so(tiny_pipeline, monkeypatch):
+    monkeypatch.setattr("diffusion_gym.pipelines.prompt_bank.CAPACITY", len(tiny_pipeline.prompts))
+    with pytest.raises(ValueError, match="no id for 'one too many'"):
+        tiny_pipeline.prompts.ids(["one too many"])
