@@ -96,7 +96,7 @@ class DenoisingCore:
         self._prompt_id_N = np.zeros(self.num_slots, dtype=np.int64)
         self._texts = [""] * self.num_slots
         self._metadata: list[Mapping[str, Any]] = [{}] * self.num_slots
-        self._in_range = torch.ones((), dtype=torch.bool, device=self.device)
+        self._in_range_N = torch.ones(self.num_slots, dtype=torch.bool, device=self.device)
         self._embedding: tuple[bytes, Tensor, int] | None = None
 
     @property
@@ -143,7 +143,9 @@ class DenoisingCore:
                 self._texts[slot], self._metadata[slot] = prompt, {}
             self._turns[slot] += 1
         self._prompt_id_N[slots] = self.pipeline.prompts.ids([self._texts[slot] for slot in slots.tolist()])
-        self._latent_NCHW[torch.from_numpy(slots).to(self.device)] = torch.from_numpy(noise).to(self.device)
+        rows_on_device = torch.from_numpy(slots).to(self.device)
+        self._latent_NCHW[rows_on_device] = torch.from_numpy(noise).to(self.device)
+        self._in_range_N[rows_on_device] = True
         self._step_N[slots] = 0
 
     def step(self, slots: Slots, action: object) -> Finished | None:
@@ -162,7 +164,7 @@ class DenoisingCore:
             raise gymnasium.error.ResetNeeded(f"slot(s) {idle.tolist()} have no episode under way: call reset first")
         latent = self._check_action(action, len(slots))
         rows = np.flatnonzero(steps == self.horizon - 1)
-        self._check_range(latent, wait=bool(len(rows)))
+        self._check_range(latent, slots, wait=bool(len(rows)))
         finished = self._finish(latent, slots, rows) if len(rows) else None
         if self._is_every(slots):
             self._latent_NCHW = latent
@@ -231,17 +233,21 @@ class DenoisingCore:
             raise ValueError(f"action must have shape {shape}, got {tuple(tensor.shape)}")
         return tensor.detach().to(self.device, torch.float32, copy=True)
 
-    def _check_range(self, latent: Tensor, *, wait: bool) -> None:
-        """Refuse an action outside the space; off the CPU only when the episode ends, to wait for the device once."""
-        low, high = torch.aminmax(latent)
+    def _check_range(self, latent: Tensor, slots: Slots, *, wait: bool) -> None:
+        """Refuse actions outside the space; off the CPU only when an episode ends, to wait for the device once."""
+        low, high = torch.aminmax(latent.flatten(1), dim=1)
         inside = (low >= -LATENT_LIMIT) & (high <= LATENT_LIMIT)  # False for NaN
         if self.device.type != "cpu":
-            self._in_range = inside = self._in_range & inside
-        if (wait or self.device.type == "cpu") and not bool(inside):
-            self._in_range = torch.ones_like(self._in_range)
+            index = torch.from_numpy(slots).to(self.device)
+            inside &= self._in_range_N[index]
+            self._in_range_N[index] = inside
+            if not wait:
+                return
+        if not bool(inside.all()):
+            outside = slots[~inside.cpu().numpy()].tolist()
             raise ValueError(
-                f"action must be finite and within +-{LATENT_LIMIT:g}, got values from {float(low):g} to "
-                f"{float(high):g}: the policy has diverged"
+                f"action must be finite and within +-{LATENT_LIMIT:g}, which it is not in slot(s) {outside}: "
+                "the policy has diverged"
             )
 
     def _is_every(self, slots: Slots) -> bool:

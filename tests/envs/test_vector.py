@@ -236,3 +236,40 @@ def test_cyclic_slots_walk_the_list_in_order(env_arguments):
     )
     seen = [text for _ in range(7) for text in envs.reset()[1]["prompt"]]
     assert seen == [prompts[i % 7] for i in range(21)]
+
+
+def test_divergence_names_the_slots_and_off_the_cpu_waits_for_the_last_step(env_arguments, monkeypatch):
+    """Off the CPU a look at the values would stall the device, so it is taken when an episode ends."""
+    envs = gymnasium.make_vec("TextToImage-v0", num_envs=3, **env_arguments)
+    observation, _ = envs.reset(seed=0)
+    good = observation["latent"]
+    bad = good.clone()
+    bad[1, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"slot\(s\) \[1\]"):
+        envs.step(bad)
+
+    class Elsewhere:
+        type = "cuda"
+
+    core = envs.unwrapped._core
+    check = type(core)._check_range
+
+    def check_as_if_elsewhere(self, *args, **kwargs):
+        real, self.device = self.device, Elsewhere()
+        monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
+        try:
+            check(self, *args, **kwargs)
+        finally:
+            monkeypatch.undo()
+            monkeypatch.setattr(type(core), "_check_range", check_as_if_elsewhere)
+            self.device = real
+
+    monkeypatch.setattr(type(core), "_check_range", check_as_if_elsewhere)
+    envs.step(bad)
+    envs.step(good)
+    with pytest.raises(ValueError, match=r"slot\(s\) \[1\]"):
+        envs.step(good)
+    envs.reset()
+    for _ in range(3):
+        terminations = envs.step(good)[2]
+    assert terminations.all()

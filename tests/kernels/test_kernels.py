@@ -260,3 +260,23 @@ def test_a_kernel_moves_and_cannot_be_changed():
     assert moved.num_steps == 5
     with pytest.raises(AttributeError):
         kernel.sampler = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("clip_sample", [False, True])
+@pytest.mark.parametrize("name", ["ddim", "ddpm"])
+def test_a_step_never_looks_at_values(name, clip_sample):
+    """On the meta device a tensor has no values: whatever would make the host wait for a GPU raises there."""
+    kernel = make_kernel(name, {**SD, "clip_sample": clip_sample}, 5).to("meta")
+    out, x = torch.empty(SHAPE, device="meta", requires_grad=True), torch.empty(SHAPE, device="meta")
+    for step in (2, torch.zeros(3, dtype=torch.int64, device="meta")):
+        mean = kernel.mean(out, x, step)
+        action = kernel.sample(mean, x, step)
+        results = [
+            kernel.log_prob(action, mean, step),
+            kernel.kl_divergence(mean, x, step),
+            kernel.predicted_x0(out, x, step),
+            kernel.kl_weight(step),
+            kernel.timestep(step),
+        ]
+        assert all(result.device.type == "meta" for result in results)
+        results[0].sum().backward()
