@@ -184,7 +184,8 @@ class DPOK(PolicyGradient):
 
     def _fit_critic(self, rollout: Rollout) -> float:
         """Regress the final reward: the mean squared error, averaged over the steps (before each)."""
-        assert self.critic is not None and self.critic_optim is not None
+        assert self.critic is not None
+        assert self.critic_optim is not None
         losses = []
         for _ in range(self.value_steps):
             count = min(self.value_batch_size, len(rollout))

@@ -48,7 +48,7 @@ class LatentGaussian(Distribution):
         return self.sigma.reshape(-1, 1).expand(len(self.loc), 1)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         """Mean plus sigma times noise from torch's global stream, float32, without gradient."""
         shape = torch.Size(sample_shape) + self.loc.shape
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)

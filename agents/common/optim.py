@@ -1,5 +1,6 @@
 """Optimizer factories over the trainable parameters, and gradient accumulation."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -76,9 +77,10 @@ class Accumulator:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         norm = float(nn.utils.clip_grad_norm_(parameters, limit))
-        if not torch.isfinite(torch.tensor(norm)):
+        if not math.isfinite(norm):
             raise FloatingPointError(
-                f"the gradient has norm {norm}: lower the learning rate or the reward weight, or look for extreme rewards"
+                f"the gradient has norm {norm}: lower the learning rate or the reward weight, or look for extreme "
+                "rewards"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
