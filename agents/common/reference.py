@@ -31,22 +31,28 @@ class Reference:
             self._copy = copy.deepcopy(actor.denoiser).requires_grad_(False)
 
     @contextmanager
-    def _denoiser(self) -> Iterator[Any]:
-        if self._copy is not None:
-            yield self._copy
+    def active(self) -> Iterator[None]:
+        """Within it the actor is the reference; compute no gradients there."""
+        actor = self._actor
+        if self._copy is None:
+            actor.unet.disable_adapters()
+            try:
+                yield
+            finally:
+                actor.unet.enable_adapters()
             return
-        unet = self._actor.unet
-        unet.disable_adapters()
+        trained = actor.denoiser
+        actor.denoiser = self._copy
         try:
-            yield self._actor.denoiser
+            yield
         finally:
-            unet.enable_adapters()
+            actor.denoiser = trained
 
     @torch.no_grad()
     def output(self, latent_BCHW: Tensor, step_B: Tensor, embedding_BLD: Tensor | None) -> Tensor:
         """Guided model output of the reference, (B, C, H, W) float32."""
-        with self._denoiser() as denoiser:
-            return denoiser(latent_BCHW, self._actor.kernel.timestep(step_B), embedding_BLD)
+        with self.active():
+            return self._actor.denoiser(latent_BCHW, self._actor.kernel.timestep(step_B), embedding_BLD)
 
 
 class ReferenceOutputs:

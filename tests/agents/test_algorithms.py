@@ -219,9 +219,7 @@ def test_timestep_subsets_are_unbiased(world: MakeWorld) -> None:
 def test_critic_fits_the_reward_and_is_the_baseline(world: MakeWorld) -> None:
     w = world()
     critic = LatentCritic(w.policy.actor, latent_shape=w.env.pipeline.latent_shape, hidden=16)
-    algorithm = DPOK(
-        policy=w.policy, optim=adamw(lr=1e-6), critic=critic, critic_optim=adamw(lr=1e-2), normalise=False
-    )
+    algorithm = DPOK(policy=w.policy, optim=adamw(lr=1e-6), critic=critic, critic_optim=adamw(lr=1e-2), normalise=False)
     w.collect()
     losses = [w.update(algorithm).value_loss for _ in range(10)]
     assert losses[-1] < 0.2 * losses[0]

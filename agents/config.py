@@ -1,0 +1,263 @@
+"""What can be set on the command line: one dataclass an agent, over what all agents share. Imports nothing heavy."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """Settings of every agent."""
+
+    agent: ClassVar[str] = ""
+
+    out: Path = Path("runs/run")
+    """Directory of the run. A new run needs a new or empty one."""
+    resume: bool = False
+    """Go on with the run in `out` from its last finished iteration."""
+
+    model: str = "emoji"
+    """"emoji" for the embedded model, a directory in diffusers' Stable Diffusion format, or a hub id of one."""
+    reward: str = "emoji_preference"
+    """A reward's name, or several with weights: emoji_preference=1,emoji_quality=0.2."""
+    prompts: tuple[str, ...] = ("emoji/probes",)
+    """Prompts, or one name of a prompt set (emoji/probes, emoji/train), or one .txt or .jsonl file."""
+    steps: int = 10
+    """Denoising steps T in training. Few are cheap; a policy trained at 10 gains a little less when sampled at 20."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance, part of the policy; by default the model's own."""
+    eta: float | None = None
+    """Noise level of DDIM; by default the model's own."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What the frozen networks run in; adapters, latents and log-probabilities stay float32."""
+    seed: int = 0
+    """Of everything random. The same seed on the same machine gives the same run."""
+
+    iterations: int = 25
+    """Rollout and update, this often."""
+    pictures: int = 32
+    """Pictures an iteration."""
+    slots: int | None = None
+    """Pictures denoised at once, a divisor of `pictures`; by default all. Lower it when memory is short."""
+    batch_size: int | None = None
+    """Transitions an optimizer step; by default half of those an update learns from."""
+    passes: int = 2
+    """How often an update goes through the transitions."""
+    micro_batch_size: int = 64
+    """Transitions in one call of the UNet in the update: memory and speed, never results."""
+    learning_rate: float = 1e-3
+    """Of AdamW. 1e-3 for the embedded model with adapters of rank 16; 3e-4 for Stable Diffusion with rank 4; 1e-5 for a
+    whole UNet."""
+    max_grad_norm: float | None = 1.0
+    """Gradients are clipped to this L2 norm."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """Over the latent's values in log-probabilities and KL; the clip range belongs to it."""
+    full: bool = False
+    """Train the whole UNet, not adapters; what is saved is then a pipeline directory."""
+    lora_rank: int = 16
+    """Rank of the adapters; 4 for Stable Diffusion."""
+    lora_targets: Literal["attention", "all"] = "all"
+    """Which layers get adapters: attention suffices for Stable Diffusion."""
+    checkpoint_every: int = 1
+    """Iterations between checkpoints. A run that is killed goes back to the last one."""
+
+    def check(self) -> None:
+        """Raise ValueError for settings that cannot work, before anything is loaded."""
+        for name in ("steps", "iterations", "pictures", "passes", "micro_batch_size", "lora_rank", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"--learning-rate must be greater than 0, got {self.learning_rate}")
+        if self.slots is not None and (self.slots < 1 or self.pictures % self.slots):
+            raise ValueError(f"--slots must divide --pictures {self.pictures}, got {self.slots}")
+        if self.full and self.dtype != "float32":
+            raise ValueError(
+                f"--full trains the network's own weights, whose small updates vanish in {self.dtype}: use --dtype "
+                "float32, or train adapters (leave --full out)"
+            )
+        if self.full and self.learning_rate > 1e-4:
+            raise ValueError(
+                f"--full with --learning-rate {self.learning_rate} destroys the network: use 1e-5 (at most 1e-4)"
+            )
+        if not self.prompts:
+            raise ValueError("--prompts must name at least one prompt")
+
+    def reward_spec(self) -> str | dict[str, float]:
+        """The reward as `make_reward` takes it.
+
+        Raises:
+            ValueError: `reward` cannot be read.
+        """
+        if "=" not in self.reward and "," not in self.reward:
+            return self.reward
+        weights = {}
+        for term in self.reward.split(","):
+            name, _, weight = term.partition("=")
+            try:
+                weights[name.strip()] = float(weight or 1.0)
+            except ValueError as error:
+                raise ValueError(f"--reward: {weight!r} is not a weight; write name=weight,name=weight") from error
+        return weights
+
+    def prompt_spec(self) -> str | list[str]:
+        """The prompts as `load_prompts` takes them."""
+        only = self.prompts[0]
+        named = only.startswith("emoji/") or only.endswith((".txt", ".jsonl"))
+        return only if len(self.prompts) == 1 and named else list(self.prompts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, with the agent's name; without where the run lies and whether it resumes."""
+        values = {name: value for name, value in asdict(self).items() if name not in ("out", "resume")}
+        values["prompts"] = list(self.prompts)
+        return {"agent": self.agent, **values}
+
+
+@dataclass(kw_only=True)
+class PolicyGradientConfig(TrainConfig):
+    """Settings of DDPO and DPOK."""
+
+    clip_range: float = 2e-3
+    """Of the ratio; it belongs to the reduction and the latent. 2e-3 for the embedded model's 512 values under mean,
+    1e-4 for Stable Diffusion's 16,384; 0.1 to 0.2 under sum."""
+    timestep_fraction: float = 0.5
+    """Share of each picture's steps that an update learns from."""
+
+    def check(self) -> None:
+        """As `TrainConfig.check`."""
+        super().check()
+        if not self.clip_range > 0:
+            raise ValueError(f"--clip-range must be greater than 0, got {self.clip_range}")
+        if self.reduction == "mean" and self.clip_range > 0.05:
+            raise ValueError(
+                f"--clip-range {self.clip_range} never clips a ratio of mean log-probabilities: use 2e-3 (embedded "
+                "model) or 1e-4 (Stable Diffusion), or --reduction sum"
+            )
+        if not 0 < self.timestep_fraction <= 1:
+            raise ValueError(f"--timestep-fraction must be in (0, 1], got {self.timestep_fraction}")
+
+
+@dataclass(kw_only=True)
+class DDPOConfig(PolicyGradientConfig):
+    """DDPO (Black et al. 2023): PPO on the denoising steps, rewards normalised per prompt."""
+
+    agent: ClassVar[str] = "ddpo"
+
+    estimator: Literal["importance", "score"] = "importance"
+    """"score" is DDPO_SF: one optimizer step an iteration, with --passes 1."""
+
+    def check(self) -> None:
+        """As `TrainConfig.check`."""
+        super().check()
+        if self.estimator == "score" and (self.passes != 1 or self.batch_size is not None):
+            raise ValueError("--estimator score makes one optimizer step an iteration: use --passes 1, no --batch-size")
+
+
+@dataclass(kw_only=True)
+class DPOKConfig(PolicyGradientConfig):
+    """DPOK (Fan et al. 2023): policy gradient with the KL to the pretrained model."""
+
+    agent: ClassVar[str] = "dpok"
+
+    kl_weight: float = 0.01
+    """Raise it when pictures degrade while the reward rises; lower it when the reward does not rise."""
+    kl_form: Literal["exact", "unweighted"] = "exact"
+    """"unweighted" is the released code's difference of noise predictions."""
+    ratio_form: Literal["ppo", "clamped"] = "ppo"
+    """"clamped" is the released code's, without PPO's minimum."""
+    value_function: bool = False
+    """Subtract a learned V(latent, prompt, step) from the reward; for several prompts."""
+    rollouts: int = 1
+    """Iterations whose pictures are kept and learned from again; the released code keeps about two."""
+
+    def check(self) -> None:
+        """As `TrainConfig.check`."""
+        super().check()
+        if self.kl_weight < 0:
+            raise ValueError(f"--kl-weight must be 0 or more, got {self.kl_weight}")
+        if self.rollouts < 1:
+            raise ValueError(f"--rollouts must be 1 or more, got {self.rollouts}")
+        if self.kl_weight == 0 and self.kl_form != "exact":
+            raise ValueError(f"--kl-form {self.kl_form} has no effect with --kl-weight 0: leave one of them out")
+
+
+@dataclass(kw_only=True)
+class SFTConfig(TrainConfig):
+    """Reward-weighted supervised fine-tuning (Lee et al. 2023; the baseline in DPOK; RWR in DDPO)."""
+
+    agent: ClassVar[str] = "sft"
+
+    learning_rate: float = 2e-4
+    """Of AdamW; 2e-5 for Stable Diffusion."""
+    weighting: Literal["reward", "softmax", "top", "best"] = "softmax"
+    """Weight of a picture: its reward (Lee, DPOK; rewards must not be negative, so they are shifted by --shift and cut
+    at 0), exp(reward / temperature) over its prompt (RWR), 1 for the best tenth, or 1 for the best of each prompt."""
+    temperature: float = 0.2
+    """Of "softmax", in standard deviations of the rewards."""
+    shift: float = 0.0
+    """Added to rewards under "reward"."""
+    regulariser: Literal["none", "kl-o", "kl-d"] = "none"
+    """DPOK's two: kl-o adds the distance to the pretrained model's predictions, kl-d a constant to every weight."""
+    regulariser_weight: float = 2.0
+    """gamma of the regulariser; 2 was the best of 0.1 to 5 in DPOK."""
+    pool: int = 0
+    """Pictures drawn once from the pretrained model and then learned from (offline, as Lee and DPOK's baseline);
+    0 learns from each iteration's own pictures (RWR)."""
+
+    def check(self) -> None:
+        """As `TrainConfig.check`."""
+        super().check()
+        if not self.temperature > 0:
+            raise ValueError(f"--temperature must be greater than 0, got {self.temperature}")
+        if self.pool < 0 or self.pool % self.pictures:
+            raise ValueError(f"--pool must be 0 or a multiple of --pictures {self.pictures}, got {self.pool}")
+        if self.regulariser_weight < 0:
+            raise ValueError(f"--regulariser-weight must be 0 or more, got {self.regulariser_weight}")
+
+
+AGENTS: dict[str, type[TrainConfig]] = {"ddpo": DDPOConfig, "dpok": DPOKConfig, "sft": SFTConfig}
+"""Agents by name."""
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    """Pictures of the pretrained and of the trained model from the same noise, judged."""
+
+    pictures: int = 64
+    """Pictures a model, spread over the prompts."""
+    seed: int = 10_000
+    """Noise of the first picture; the i-th has seed + i. Not used in training."""
+    steps: int | None = None
+    """Denoising steps; by default those of the training."""
+    batch_size: int = 32
+    """Pictures at once."""
+    rewards: tuple[str, ...] = field(default=())
+    """Further rewards to report beside the one trained on."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+
+    def check(self) -> None:
+        """Raise ValueError for settings that cannot work."""
+        for name in ("pictures", "batch_size"):
+            if getattr(self, name) < (2 if name == "pictures" else 1):
+                raise ValueError(f"--{name.replace('_', '-')} is too small: {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"--seed must be 0 or more, got {self.seed}")
+
+
+def config_from_json(values: dict[str, Any], **changes: Any) -> TrainConfig:
+    """The configuration that `to_json` wrote.
+
+    Raises:
+        ValueError: it names an unknown agent, or settings that this version does not know.
+    """
+    values = dict(values)
+    agent = values.pop("agent", None)
+    if agent not in AGENTS:
+        raise ValueError(f"agent must be one of {sorted(AGENTS)}, got {agent!r}")
+    values["prompts"] = tuple(values["prompts"])
+    try:
+        return AGENTS[agent](**{**values, **changes})
+    except TypeError as error:
+        raise ValueError(f"the run was written by another version of diffusion-gym ({error})") from error

@@ -1,0 +1,212 @@
+"""What training changed: pictures of the pretrained and the trained model from the same noise, judged."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from agents.common.actor import DenoisingActor
+from agents.common.checkpoint import write_atomically
+from agents.common.reference import Reference
+from agents.common.sampling import sample_pictures
+from agents.config import EvaluateConfig, TrainConfig
+from agents.run_directory import CHECKPOINT, EVALUATION, PICTURE, RunError
+from agents.training import make_actor
+from diffusion_gym.pipelines import Pipeline, load_pipeline
+from diffusion_gym.prompts import load_prompts
+from diffusion_gym.rewards import make_reward
+
+Interval = dict[str, float]
+Floats = npt.NDArray[np.float64]
+
+_RESAMPLES = 2000
+
+
+def load_trained(
+    config: TrainConfig, *, steps: int | None = None, device: str | None = None
+) -> tuple[Pipeline, DenoisingActor, Reference, int]:
+    """The actor of a run with its trained parameters, and the pretrained reference.
+
+    Args:
+        config: the run's configuration; `config.out` is its directory.
+        steps: denoising steps; None for those of the training.
+        device: where; None for that of the training.
+
+    Returns:
+        Pipeline, actor, reference, and the iterations the run has made.
+
+    Raises:
+        RunError: the run has no checkpoint, or a damaged one.
+    """
+    path = config.out / CHECKPOINT
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is missing: the run has not finished an iteration; train it with --resume") from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise RunError(f"{path} is damaged ({error})") from error
+    pipeline = load_pipeline(config.model, device=device or config.device, dtype=config.dtype)
+    kernel = pipeline.kernel(steps or config.steps, eta=config.eta)
+    actor = make_actor(config, pipeline, kernel)
+    reference = Reference(actor)
+    parameters = {name: p for name, p in actor.named_parameters() if p.requires_grad}
+    saved = state["algorithm"]["parameters"]
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(saved[f"policy.actor.{name}"])
+    return pipeline, actor, reference, state["iteration"]
+
+
+def evaluate(
+    config: TrainConfig, settings: EvaluateConfig, *, show: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """Sample, judge and compare; writes `evaluation.json` and `before_after.png` into the run's directory.
+
+    Args:
+        config: the run's configuration.
+        settings: how many pictures, of which noise.
+        show: called with what is being done.
+
+    Raises:
+        RunError: the run cannot be evaluated.
+    """
+    pipeline, actor, reference, iterations = load_trained(config, steps=settings.steps, device=settings.device)
+    texts = load_prompts(config.prompt_spec()).texts
+    prompts = [texts[i % len(texts)] for i in range(settings.pictures)]
+    seeds = [settings.seed + i for i in range(settings.pictures)]
+    judges = make_judges(config, settings, prompts, pipeline.device)
+    pictures: dict[str, Tensor] = {}
+    report: dict[str, Any] = {
+        "iterations": iterations,
+        "pictures": settings.pictures,
+        "seed": settings.seed,
+        "steps": actor.kernel.num_steps,
+        "prompts": sorted(set(prompts)),
+    }
+    for name, base in (("before", True), ("after", False)):
+        show(f"sampling {settings.pictures} pictures {name} training")
+        samples = sample_pictures(
+            actor,
+            pipeline,
+            prompts,
+            seeds,
+            batch_size=settings.batch_size,
+            reference=reference,
+            use_reference=base,
+        )
+        pictures[name] = samples.images
+        assert samples.kl is not None
+        report[name] = measure(samples.images, prompts, judges) | {"kl": mean_interval(samples.kl.double().numpy())}
+    write_atomically(config.out / PICTURE, lambda path: save_before_after(path, pictures, prompts))
+    text = json.dumps(report, indent=2) + "\n"
+    write_atomically(config.out / EVALUATION, lambda path: path.write_text(text))
+    return report
+
+
+def make_judges(
+    config: TrainConfig, settings: EvaluateConfig, prompts: Sequence[str], device: torch.device
+) -> dict[str, Any]:
+    """The rewards to report: the one trained on, those asked for, and the emoji world's judges where they apply."""
+    judges: dict[str, Any] = {"reward": make_reward(config.reward_spec(), device=device)}
+    for name in settings.rewards:
+        judges[name] = make_reward(name, device=device)
+    if config.model == "emoji":
+        from diffusion_gym.emoji.grammar import parse
+
+        try:
+            for prompt in prompts:
+                parse(prompt)
+            judges["reader_fraction"] = make_reward("emoji_reader", device=device)
+        except ValueError:
+            pass  # prompts beyond the grammar have no ground truth to read
+        judges["quality"] = make_reward("emoji_quality", device=device)
+    return judges
+
+
+def measure(images: Tensor, prompts: Sequence[str], judges: dict[str, Any]) -> dict[str, Interval]:
+    """Each judge's mean with its 95% interval; the reader's share of pictures in which all is right; diversity.
+
+    Args:
+        images: (B, 3, H, W) float32 in [0, 1].
+        prompts: B prompts.
+        judges: rewards by name.
+    """
+    measured: dict[str, Interval] = {}
+    metadata: list[dict[str, Any]] = [{} for _ in prompts]
+    for name, judge in judges.items():
+        scores = judge(images, prompts, metadata)
+        measured[name] = mean_interval(scores.total.double().numpy())
+        if name == "reader_fraction":
+            measured["reader"] = share_interval((scores.total == 1).numpy())
+        if name == "reward" and len(scores.terms) > 1:
+            for term, values in scores.terms.items():
+                measured[f"reward/{term}"] = mean_interval(values.double().numpy())
+    measured["diversity"] = diversity_interval(images, prompts)
+    return measured
+
+
+def mean_interval(values: Floats) -> Interval:
+    """Mean and its 95% interval by the normal approximation."""
+    mean = float(values.mean())
+    margin = 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5
+    return {"mean": mean, "low": mean - margin, "high": mean + margin}
+
+
+def share_interval(right: npt.NDArray[np.bool_]) -> Interval:
+    """A share and its 95% Wilson interval, which has a width at 0 and 1 too."""
+    n, p, z = len(right), float(right.mean()), 1.96
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    margin = z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5 / (1 + z * z / n)
+    return {"mean": p, "low": max(0.0, centre - margin), "high": min(1.0, centre + margin)}
+
+
+def diversity_interval(images: Tensor, prompts: Sequence[str]) -> Interval:
+    """Root-mean-square difference of two pictures of the same prompt, averaged over pairs; 0 if all are alike.
+
+    Pictures are compared at 16 x 16, so that layout and colour count and noise does not. The 95% interval is a
+    bootstrap over pictures.
+    """
+    small_BF = torch.nn.functional.adaptive_avg_pool2d(images, 16).flatten(1).double()
+    groups = [[i for i, p in enumerate(prompts) if p == prompt] for prompt in dict.fromkeys(prompts)]
+    distances = [torch.cdist(small_BF[g], small_BF[g]).numpy() / small_BF.shape[1] ** 0.5 for g in groups if len(g) > 1]
+    if not distances:
+        return {"mean": 0.0, "low": 0.0, "high": 0.0}
+    rng = np.random.default_rng(0)
+    means = [_pair_mean(d, np.arange(len(d))) for d in distances]
+    draws = [np.mean([_pair_mean(d, rng.integers(len(d), size=len(d))) for d in distances]) for _ in range(_RESAMPLES)]
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return {"mean": float(np.mean(means)), "low": float(low), "high": float(high)}
+
+
+def _pair_mean(distance: Floats, chosen: npt.NDArray[np.int64]) -> float:
+    """Mean over pairs of different pictures among `chosen`."""
+    different = chosen[:, None] != chosen[None]
+    return float(distance[np.ix_(chosen, chosen)][different].mean()) if different.any() else 0.0
+
+
+def save_before_after(path: Path, pictures: dict[str, Tensor], prompts: Sequence[str], columns: int = 8) -> None:
+    """Two rows of pictures from the same noise: before training above, after it below."""
+    from PIL import Image
+
+    count = min(columns, len(prompts))
+    rows = [torch.cat(list(pictures[name][:count]), dim=2) for name in ("before", "after")]
+    gap = torch.ones(3, 4, rows[0].shape[2])
+    sheet = torch.cat([rows[0], gap, rows[1]], dim=1).mul(255).round().byte().permute(1, 2, 0)
+    scale = max(1, 128 // pictures["before"].shape[-1])
+    image = Image.fromarray(sheet.numpy())
+    image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(path, format="PNG")
+
+
+def summary(report: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """The short form of an evaluation: before and after, KL, iterations, seconds."""
+    short: dict[str, Any] = {}
+    for name in ("reward", "reader", "quality", "diversity"):
+        for when in ("before", "after"):
+            if name in report[when]:
+                short[f"{name}_{when}"] = report[when][name]
+    return short | {"kl": report["after"]["kl"], "iterations": report["iterations"], "seconds": seconds}

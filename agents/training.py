@@ -1,0 +1,260 @@
+"""Training from a configuration: environment, policy and algorithm put together, and the loop around them."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tianshou.data import Collector
+from tianshou.utils.torch_utils import policy_within_training_step
+
+from agents.common.actor import DenoisingActor
+from agents.common.algorithm import DenoisingAlgorithm, DenoisingStats
+from agents.common.buffer import LatentReplayBuffer
+from agents.common.checkpoint import (
+    algorithm_state,
+    load_algorithm_state,
+    random_state,
+    require_space,
+    seed_everything,
+    set_random_state,
+    write_atomically,
+)
+from agents.common.critic import LatentCritic
+from agents.common.lora import add_lora, save_lora
+from agents.common.optim import adamw
+from agents.common.policy import DenoisingPolicy
+from agents.common.venv import BatchedVenv, Episodes
+from agents.config import DDPOConfig, DPOKConfig, PolicyGradientConfig, SFTConfig, TrainConfig
+from agents.ddpo import DDPO
+from agents.dpok import DPOK
+from agents.run_directory import CHECKPOINT, HISTORY, PIPELINE, RunError
+from agents.sft import RewardWeightedSFT
+from diffusion_gym.envs.vector import TextToImageVectorEnv
+from diffusion_gym.pipelines import Pipeline
+
+Record = dict[str, Any]
+
+
+def make_actor(config: TrainConfig, pipeline: Pipeline, kernel: Any) -> DenoisingActor:
+    """The actor of a configuration, untrained: adapters that change nothing yet, or the whole UNet unfrozen."""
+    unet: Any = pipeline.load_unet()
+    if config.full:
+        unet.requires_grad_(True)
+    else:
+        add_lora(unet, rank=config.lora_rank, targets=config.lora_targets)
+    return DenoisingActor.from_pipeline(pipeline, kernel, unet=unet, guidance_scale=config.guidance_scale)
+
+
+def make_algorithm(config: TrainConfig, policy: DenoisingPolicy, pipeline: Pipeline) -> DenoisingAlgorithm:
+    """The algorithm of a configuration."""
+    common: dict[str, Any] = {
+        "policy": policy,
+        "optim": adamw(lr=config.learning_rate),
+        "micro_batch_size": config.micro_batch_size,
+        "max_grad_norm": config.max_grad_norm,
+    }
+    if isinstance(config, SFTConfig):
+        return RewardWeightedSFT(
+            **common,
+            pipeline=pipeline,
+            weighting=config.weighting,
+            temperature=config.temperature,
+            shift=config.shift,
+            regulariser=config.regulariser,
+            regulariser_weight=config.regulariser_weight,
+            pool=config.pool,
+        )
+    assert isinstance(config, PolicyGradientConfig)
+    common |= {"clip_range": config.clip_range, "timestep_fraction": config.timestep_fraction}
+    if isinstance(config, DDPOConfig):
+        return DDPO(**common, estimator=config.estimator)
+    assert isinstance(config, DPOKConfig)
+    critic = LatentCritic(policy.actor, latent_shape=pipeline.latent_shape) if config.value_function else None
+    return DPOK(
+        **common,
+        kl_weight=config.kl_weight,
+        kl_form=config.kl_form,
+        ratio_form=config.ratio_form,
+        critic=critic,
+        critic_optim=None if critic is None else adamw(lr=1e-4),
+    )
+
+
+class Training:
+    """A run: iterations of rollout and update, each ending in a state that can be saved.
+
+    Args:
+        config: settings.
+        on_episodes: called with finished pictures as they come.
+
+    Raises:
+        ValueError, FileNotFoundError: the model, reward or prompts are not to be had.
+    """
+
+    def __init__(self, config: TrainConfig, *, on_episodes: Callable[[Episodes], None] | None = None) -> None:
+        self.config = config
+        seed_everything(config.seed)
+        slots = config.slots or config.pictures
+        self.waves = config.pictures // slots
+        self.env = TextToImageVectorEnv(
+            num_envs=slots,
+            model=config.model,
+            reward=config.reward_spec(),
+            prompts=config.prompt_spec(),
+            prompt_sampler="cyclic" if len(config.prompts) > 1 else None,
+            num_inference_steps=config.steps,
+            eta=config.eta,
+            device=config.device,
+            dtype=config.dtype,
+            prompt_embedding=False,
+        )
+        self.pipeline = self.env.pipeline
+        seed_everything(config.seed)
+        actor = make_actor(config, self.pipeline, self.env.kernel)
+        self.policy = DenoisingPolicy(
+            actor=actor, action_space=self.env.single_action_space, reduction=config.reduction
+        )
+        self.algorithm = make_algorithm(config, self.policy, self.pipeline)
+        self.buffer = LatentReplayBuffer(
+            num_envs=slots, num_steps=config.steps, waves=self.waves, rollouts=getattr(config, "rollouts", 1)
+        )
+        self.episodes: list[Episodes] = []
+        self._on_episodes = on_episodes
+        venv = BatchedVenv(self.env, on_episodes=self._receive)
+        self.collector: Collector[Any] = Collector(self.policy, venv, self.buffer)
+        self.iteration = 0
+        self.history: list[Record] = []
+
+    @property
+    def batch_size(self) -> int | None:
+        """Samples an optimizer step."""
+        config = self.config
+        if config.batch_size is not None or getattr(config, "estimator", "") == "score":
+            return config.batch_size
+        fraction = getattr(config, "timestep_fraction", 1.0)
+        if isinstance(config, SFTConfig):
+            return max(1, config.pictures // 2)
+        return max(1, config.pictures * max(1, round(fraction * config.steps)) // 2)
+
+    def iterate(self) -> Record:
+        """One rollout and update."""
+        start = time.perf_counter()
+        self.episodes = []
+        with policy_within_training_step(self.policy):
+            if getattr(self.algorithm, "wants_pictures", True):
+                self._collect()
+                seconds = time.perf_counter() - start
+                stats = self.algorithm.update(self.buffer, self.batch_size, self.config.passes)
+                self.buffer.reset(keep_statistics=True)
+            else:
+                assert isinstance(self.algorithm, RewardWeightedSFT)
+                seconds = 0.0
+                stats = self.algorithm.learn(self.batch_size, self.config.passes)
+        self.iteration += 1
+        record = self._record(stats, seconds, time.perf_counter() - start)
+        self.history.append(record)
+        return record
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on."""
+        keep = self.buffer.rollouts > 1
+        bank = self.pipeline.prompts
+        return {
+            "iteration": self.iteration,
+            "history": self.history,
+            "algorithm": algorithm_state(self.algorithm),
+            "buffer": self.buffer.state_dict() if keep else {},
+            "prompts": [bank.text(i) for i in range(len(bank))] if keep else [],
+            "random": random_state(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.iteration, self.history = state["iteration"], state["history"]
+        load_algorithm_state(self.algorithm, state["algorithm"])
+        if state["buffer"]:
+            # Prompt ids are those of the process that saved them.
+            ids = self.pipeline.prompts.ids(state["prompts"])
+            saved = state["buffer"]["tensors"]["prompt_id"]
+            saved.copy_(torch.from_numpy(ids)[saved.clamp(0, len(ids) - 1)])
+        self.buffer.load_state_dict(state["buffer"])
+        set_random_state(state["random"])
+
+    def save(self) -> None:
+        """Write checkpoint, curves and adapters, each whole or not at all.
+
+        Raises:
+            OSError: they cannot be written; those of the iteration before are kept.
+        """
+        out = self.config.out
+        lines = "".join(json.dumps(record) + "\n" for record in self.history)
+        if not self.config.full:
+            save_lora(self.policy.actor.unet, out)
+        write_atomically(out / HISTORY, lambda path: path.write_text(lines))
+        write_atomically(out / CHECKPOINT, lambda path: torch.save(self.state(), path))
+
+    def load(self) -> None:
+        """Go on from the checkpoint in the run's directory.
+
+        Raises:
+            RunError: it cannot be read, or is of other settings.
+        """
+        path = self.config.out / CHECKPOINT
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            self.load_state(state)
+        except (RuntimeError, ValueError, KeyError, EOFError, OSError) as error:
+            raise RunError(f"cannot go on from {path}: {error}") from error
+
+    def export(self) -> Path:
+        """Write what diffusers loads at the end: adapters, or with `full` a pipeline directory; returns where."""
+        out = self.config.out
+        if not self.config.full:
+            return save_lora(self.policy.actor.unet, out)
+        from diffusers import StableDiffusionPipeline
+
+        pipe = StableDiffusionPipeline.from_pretrained(
+            self.pipeline.model, unet=self.policy.actor.unet, safety_checker=None
+        )
+        pipe.save_pretrained(out / PIPELINE)
+        return out / PIPELINE
+
+    def require_space(self) -> None:
+        """Raise OSError unless the disk holds the run: two checkpoints (weights, two moments), adapters, curves."""
+        trained = sum(p.numel() for p in self.algorithm.parameters() if p.requires_grad) * 4
+        latents = self.buffer.maxsize * int(np.prod(self.pipeline.latent_shape)) * 4
+        kept = 2 * latents if self.buffer.rollouts > 1 else 0
+        require_space(self.config.out, 2 * (3 * trained + kept) + 2 * trained + 32 * 2**20)
+
+    def _collect(self) -> None:
+        # Each iteration's episodes begin from seeds of their own, so nothing of the environment needs saving.
+        first = self.config.seed + self.iteration * self.config.pictures
+        slots = self.env.num_envs
+        for wave in range(self.waves):
+            self.collector.reset(reset_buffer=False, gym_reset_kwargs={"seed": first + wave * slots})
+            self.collector.collect(n_step=slots * self.config.steps)
+
+    def _receive(self, episodes: Episodes) -> None:
+        self.episodes.append(episodes)
+        if self._on_episodes is not None:
+            self._on_episodes(episodes)
+
+    def _record(self, stats: DenoisingStats, rollout_seconds: float, seconds: float) -> Record:
+        record: Record = {"iteration": self.iteration}
+        if self.episodes:
+            rewards = np.concatenate([e.rewards for e in self.episodes])
+            record |= {"reward": float(rewards.mean()), "reward_std": float(rewards.std())}
+            for name in self.episodes[0].terms:
+                record[f"reward/{name}"] = float(np.concatenate([e.terms[name] for e in self.episodes]).mean())
+        for name, value in stats.get_loss_stats_dict().items():
+            record[name] = value
+        record |= {
+            "seconds": seconds,
+            "rollout_seconds": rollout_seconds,
+            "pictures_per_second": self.config.pictures / seconds if self.episodes else 0.0,
+        }
+        return record
