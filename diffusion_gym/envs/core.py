@@ -235,7 +235,8 @@ class DenoisingCore:
 
     def _check_range(self, latent: Tensor, slots: Slots, *, wait: bool) -> None:
         """Refuse actions outside the space; off the CPU only when an episode ends, to wait for the device once."""
-        low, high = torch.aminmax(latent.flatten(1), dim=1)
+        flat = latent.flatten(1)
+        low, high = flat.amin(1), flat.amax(1)  # aminmax(dim=1) takes twenty times as long
         inside = (low >= -LATENT_LIMIT) & (high <= LATENT_LIMIT)  # False for NaN
         if self.device.type != "cpu":
             index = torch.from_numpy(slots).to(self.device)
