@@ -150,7 +150,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         sd15 = str(save_random_model(Path(folder) / "sd15", sample_size=64, text_length=77, text_width=768))
         result = {
-            "command": "python -m benchmarks.env_overhead " + " ".join(sys.argv[1:]),
+            "command": " ".join(["python -m benchmarks.env_overhead", *sys.argv[1:]]),
             "machine": f"{platform.machine()} CPU, one thread; Python {platform.python_version()}, "
             f"torch {torch.__version__}",
             "seed": 0,
