@@ -151,7 +151,7 @@ Command = (
 def main(argv: list[str] | None = None) -> None:
     """Run the command; errors that a user can mend end in one line and exit code 2, Ctrl-C in exit code 130."""
     command: Any = tyro.cli(
-        Command,  # type: ignore[arg-type]
+        Command,
         args=argv,
         prog="diffusion-gym",
         description="Fine-tune text-to-image diffusion models by reinforcement learning.",

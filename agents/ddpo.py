@@ -66,9 +66,7 @@ class DDPO(PolicyGradient):
         self.advantage_clip = advantage_clip
         self.statistics = PerPromptStatistics() if statistics is None else statistics
 
-    def _update_with_batch(  # type: ignore[override]
-        self, batch: Rollout, batch_size: int | None, repeat: int
-    ) -> DenoisingStats:
+    def _update_with_batch(self, batch: Rollout, batch_size: int | None, repeat: int) -> DenoisingStats:
         if self.estimator == "score" and (repeat != 1 or batch_size is not None):
             raise ValueError(
                 'estimator="score" is unbiased for one step only: use batch_size=None and repeat=1, or '

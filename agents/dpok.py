@@ -118,9 +118,7 @@ class DPOK(PolicyGradient):
         self._newest_serial = -1
         self._updates = 0
 
-    def _update_with_batch(  # type: ignore[override]
-        self, batch: Rollout, batch_size: int | None, repeat: int
-    ) -> DenoisingStats:
+    def _update_with_batch(self, batch: Rollout, batch_size: int | None, repeat: int) -> DenoisingStats:
         value_loss = None if self.critic is None else self._fit_critic(batch)
         stats = super()._update_with_batch(batch, batch_size, repeat)
         stats.value_loss = value_loss

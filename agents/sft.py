@@ -125,9 +125,7 @@ class RewardWeightedSFT(DenoisingAlgorithm):
         """Whether the next update makes use of a new rollout."""
         return self.pool == 0 or len(self._prompts) < self.pool
 
-    def _update_with_batch(  # type: ignore[override]
-        self, batch: Rollout, batch_size: int | None, repeat: int
-    ) -> DenoisingStats:
+    def _update_with_batch(self, batch: Rollout, batch_size: int | None, repeat: int) -> DenoisingStats:
         if self.wants_pictures:
             self._gather(batch)
         if len(self._prompts) < self.pool:

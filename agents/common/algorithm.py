@@ -116,9 +116,7 @@ class DenoisingAlgorithm(OnPolicyAlgorithm[DenoisingPolicy]):
         return stats
 
     @abstractmethod
-    def _update_with_batch(  # type: ignore[override]
-        self, batch: Rollout, batch_size: int | None, repeat: int
-    ) -> DenoisingStats:
+    def _update_with_batch(self, batch: Rollout, batch_size: int | None, repeat: int) -> DenoisingStats:
         """Learn from a rollout; called by `update`."""
 
     def extra_state(self) -> dict[str, Any]:
@@ -160,9 +158,7 @@ class PolicyGradient(DenoisingAlgorithm):
         self.clip_range = clip_range
         self.timestep_fraction = timestep_fraction
 
-    def _update_with_batch(  # type: ignore[override]
-        self, batch: Rollout, batch_size: int | None, repeat: int
-    ) -> DenoisingStats:
+    def _update_with_batch(self, batch: Rollout, batch_size: int | None, repeat: int) -> DenoisingStats:
         rows = batch.choose(self.timestep_fraction)
         advantage_I = self._prepare(batch, rows)
         optimizer = self.optim._optim

@@ -1,0 +1,276 @@
+"""Runs from the command line's settings: resume, export, errors, report."""
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from agents import cli, run_directory
+from agents.common import checkpoint
+from agents.common.sampling import sample_pictures
+from agents.config import AGENTS, DDPOConfig, DPOKConfig, EvaluateConfig, SFTConfig
+from agents.evaluation import diversity_interval, evaluate, load_trained, mean_interval, share_interval, summary
+from agents.report import write_report
+from agents.run_directory import RunError
+from agents.training import Training
+
+
+@pytest.fixture
+def settings(tiny_model: Path, tiny_pipeline: Any, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "out": tmp_path / "run",
+        "model": str(tiny_model),
+        "reward": "jpeg_incompressibility",
+        "prompts": ("a cat", "a dog"),
+        "steps": 3,
+        "pictures": 4,
+        "iterations": 2,
+        "lora_rank": 2,
+        "device": "cpu",
+    }
+
+
+def trained(out: Path) -> dict[str, torch.Tensor]:
+    return torch.load(out / run_directory.CHECKPOINT, weights_only=True)["algorithm"]["parameters"]
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    a, b = trained(one), trained(other)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    curves = [[r.get("reward") for r in run_directory.read_history(out)] for out in (one, other)]
+    assert curves[0] == curves[1]
+
+
+@pytest.mark.parametrize(
+    ("agent", "extra"),
+    [
+        (DDPOConfig, {"slots": 2}),
+        (DPOKConfig, {"rollouts": 2, "value_function": True}),
+        (SFTConfig, {"pool": 4, "regulariser": "kl-o"}),
+    ],
+)
+def test_a_resumed_run_equals_one_that_was_not_stopped(
+    settings: dict[str, Any], tmp_path: Path, agent: Any, extra: dict[str, Any]
+) -> None:
+    whole = agent(**{**settings, "out": tmp_path / "whole", "iterations": 4, **extra})
+    cli.train(whole)
+    stopped = agent(**{**settings, "out": tmp_path / "stopped", "iterations": 2, **extra})
+    cli.train(stopped)
+    torch.manual_seed(999)  # whatever happened in between
+    cli.train(dataclasses.replace(stopped, iterations=4, resume=True))
+    assert_equal_runs(whole.out, stopped.out)
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(settings: dict[str, Any], tmp_path: Path) -> None:
+    whole = DPOKConfig(**{**settings, "out": tmp_path / "whole", "iterations": 4})
+    cli.train(whole)
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "agents.cli", "train", "dpok", "--out", str(out), "--model", settings["model"]]
+    command += ["--reward", settings["reward"], "--prompts", "a cat", "a dog", "--steps", "3", "--pictures", "4"]
+    command += ["--iterations", "400", "--lora-rank", "2", "--device", "cpu"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        deadline = time.monotonic() + 240
+        while not (out / run_directory.CHECKPOINT).is_file():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = len(run_directory.read_history(out))
+    more = max(4, done)
+    cli.train(DPOKConfig(**{**settings, "out": out, "iterations": more, "resume": True}))
+    if more > 4:  # the run was quicker than the kill: bring the other to the same length
+        cli.train(dataclasses.replace(whole, iterations=more, resume=True))
+    assert_equal_runs(whole.out, out)
+
+
+def test_ctrl_c_keeps_finished_iterations(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = DDPOConfig(**{**settings, "iterations": 5})
+    iterate = Training.iterate
+
+    def interrupted(self: Training) -> Any:
+        if self.iteration == 2:
+            raise KeyboardInterrupt
+        return iterate(self)
+
+    monkeypatch.setattr(Training, "iterate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cli.train(config)
+    assert len(run_directory.read_history(config.out)) == 2
+    monkeypatch.undo()
+    cli.train(dataclasses.replace(config, iterations=3, resume=True))
+    assert len(run_directory.read_history(config.out)) == 3
+
+
+def test_adapters_load_in_diffusers(settings: dict[str, Any]) -> None:
+    config = DDPOConfig(**{**settings, "iterations": 3, "learning_rate": 1e-2, "steps": 5})
+    cli.train(config)
+    pipeline, actor, reference, _ = load_trained(config)
+    seeds, prompts = [5, 6, 7], ["a cat", "a dog", "a cat"]
+    ours = sample_pictures(actor, pipeline, prompts, seeds).images
+    base = sample_pictures(actor, pipeline, prompts, seeds, reference=reference, use_reference=True)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(config.model, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+
+    def theirs() -> torch.Tensor:
+        return pipe(
+            prompts,
+            num_inference_steps=config.steps,
+            guidance_scale=actor.denoiser.guidance_scale,
+            eta=1.0,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="pt",
+        ).images
+
+    assert (theirs() - base.images).abs().max() < 1 / 255
+    assert torch.equal(base.kl, torch.zeros(3))
+    pipe.load_lora_weights(str(config.out))
+    found = theirs()
+    assert (found - ours).abs().max() < 1 / 255
+    assert (ours - base.images).abs().max() > 2 / 255
+
+
+def test_full_fine_tuning_saves_a_pipeline(settings: dict[str, Any]) -> None:
+    config = DDPOConfig(**{**settings, "full": True, "learning_rate": 1e-4})
+    cli.train(config)
+    pipeline, actor, _, _ = load_trained(config)
+    ours = sample_pictures(actor, pipeline, ["a cat"], [3]).images
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(config.out / "pipeline", safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(
+        ["a cat"],
+        num_inference_steps=config.steps,
+        guidance_scale=actor.denoiser.guidance_scale,
+        eta=1.0,
+        generator=[torch.Generator().manual_seed(3)],
+        output_type="pt",
+    ).images
+    assert (theirs - ours).abs().max() < 1 / 255
+
+
+def test_evaluation_and_report(settings: dict[str, Any]) -> None:
+    config = DPOKConfig(**{**settings, "learning_rate": 1e-2})
+    cli.train(config)
+    report = evaluate(config, EvaluateConfig(pictures=6, rewards=("jpeg_compressibility",)))
+    again = evaluate(config, EvaluateConfig(pictures=6, rewards=("jpeg_compressibility",)))
+    assert report == again
+    assert report["before"]["kl"]["mean"] == 0
+    assert report["after"]["kl"]["mean"] > 0
+    assert report["after"]["reward"]["mean"] == pytest.approx(-report["after"]["jpeg_compressibility"]["mean"])
+    for values in (*report["before"].values(), *report["after"].values()):
+        assert values["low"] <= values["mean"] <= values["high"]
+    assert summary(report, 1.0)["reward_after"] == report["after"]["reward"]
+    page = write_report(config.out).read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "http" not in page
+    assert "reward (trained on)" in page
+    assert (config.out / "before_after.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_another_run_is_not_overwritten(settings: dict[str, Any]) -> None:
+    config = DDPOConfig(**settings)
+    cli.train(config)
+    before = {path: path.read_bytes() for path in config.out.iterdir() if path.is_file()}
+    with pytest.raises(RunError, match="already holds a run"):
+        cli.train(config)
+    with pytest.raises(RunError, match="learning_rate was"):
+        cli.train(dataclasses.replace(config, resume=True, learning_rate=1e-5))
+    with pytest.raises(RunError, match="agent was 'ddpo'"):
+        cli.train(DPOKConfig(**{**settings, "resume": True}))
+    assert before == {path: path.read_bytes() for path in config.out.iterdir() if path.is_file()}
+
+
+def test_errors_come_before_any_work(settings: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no run"):
+        cli.train(DDPOConfig(**{**settings, "resume": True}))
+    for change, message in (
+        ({"clip_range": 0.2}, "--clip-range"),
+        ({"slots": 3}, "--slots"),
+        ({"full": True}, "--learning-rate"),
+        ({"full": True, "dtype": "bfloat16"}, "--full"),
+        ({"estimator": "score"}, "--passes 1"),
+        ({"reward": "jpeg=much"}, "--reward"),
+        ({"reward": "unknown_reward"}, "unknown_reward"),
+        ({"model": str(tmp_path / "nowhere")}, "nowhere"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cli.train(DDPOConfig(**{**settings, **change}))
+        assert not settings["out"].exists()
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(RunError, match="is a file"):
+        cli.train(DDPOConfig(**settings))
+
+
+def test_a_full_disk_is_noticed_before_and_loses_nothing_later(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = DDPOConfig(**settings)
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match="MiB free"):
+        cli.train(config)
+    assert not config.out.exists()
+    monkeypatch.undo()
+    cli.train(config)
+    before = trained(config.out)
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="what was there is kept"):
+        cli.train(dataclasses.replace(config, iterations=3, resume=True))
+    monkeypatch.undo()
+    after = trained(config.out)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    cli.train(dataclasses.replace(config, iterations=3, resume=True))
+
+
+def test_the_command_names_the_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", "dpokk"])
+    assert stopped.value.code == 2
+    text = capsys.readouterr()
+    assert "dpok" in text.out + text.err
+    for arguments in (["report", str(tmp_path)], ["evaluate", str(tmp_path)], ["sample", str(tmp_path)]):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(arguments)
+        assert stopped.value.code == 2
+        assert "is missing; train one first" in capsys.readouterr().err
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys, agents.cli; sys.exit(int(any(m in sys.modules for m in ('torch', 'diffusers', 'tianshou'))))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("agent", sorted(AGENTS))
+def test_configurations_survive_json(agent: str) -> None:
+    config = AGENTS[agent](prompts=("a", "b"), seed=3)
+    values = json.loads(json.dumps(config.to_json()))
+    assert run_directory.config_from_json(values, out=config.out) == config
+
+
+def test_intervals() -> None:
+    values = np.random.default_rng(0).normal(2.0, 1.0, 400)
+    interval = mean_interval(values)
+    assert interval["high"] - interval["mean"] == pytest.approx(1.96 / 20, rel=0.1)
+    assert share_interval(np.ones(20, dtype=bool)) == pytest.approx({"mean": 1.0, "low": 0.839, "high": 1.0}, abs=1e-3)
+    same = torch.full((4, 3, 16, 16), 0.5)
+    assert diversity_interval(same, ["a"] * 4)["mean"] == 0
+    apart = same + torch.tensor([0.2, -0.2, 0.2, -0.2]).view(4, 1, 1, 1)
+    assert diversity_interval(apart, ["a", "a", "b", "b"])["mean"] == pytest.approx(0.4)
