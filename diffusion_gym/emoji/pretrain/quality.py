@@ -36,7 +36,7 @@ class QualityConfig:
     latent_noise: float = 0.8
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
-            steps=1500, batch_size=64, learning_rate=2e-3, ema_decay=0.995, seed=202, checkpoint_every=50
+            steps=1000, batch_size=64, learning_rate=2e-3, ema_decay=0.995, seed=202, checkpoint_every=50
         )
     )
 
