@@ -25,5 +25,9 @@ lint: install
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# DPOK on the embedded model, then before and after: runs/quickstart/report.html
+quickstart: install
+	$(PY) -m agents.cli quickstart --out runs/quickstart
+
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
