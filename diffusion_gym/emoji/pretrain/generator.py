@@ -170,7 +170,7 @@ def train_generator(
     return unet, text_encoder, progress
 
 
-SAMPLING = {"num_inference_steps": 20, "guidance_scale": 3.0, "eta": 1.0}
+SAMPLING = {"num_inference_steps": 20, "guidance_scale": 1.5, "eta": 1.0}
 """The model's own defaults, written beside it as sampling.json."""
 
 
