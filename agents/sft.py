@@ -24,7 +24,7 @@ from agents.common.algorithm import DenoisingAlgorithm, DenoisingStats
 from agents.common.optim import Accumulator
 from agents.common.policy import DenoisingPolicy
 from agents.common.reference import Reference
-from agents.common.rollout import Rollout, chunks
+from agents.common.rollout import Index, Rollout, chunks
 from diffusion_gym.pipelines import Pipeline
 
 Weighting = Literal["reward", "softmax", "top", "best"]
@@ -149,31 +149,46 @@ class RewardWeightedSFT(DenoisingAlgorithm):
         losses, norms = [], []
         for _ in range(repeat):
             for minibatch in chunks(np.random.permutation(len(weight_P)), batch_size):  # noqa: NPY002
-                accumulator = Accumulator(self.optim._optim, max_grad_norm=self.max_grad_norm)
-                total = 0.0
-                for micro in chunks(minibatch, self.micro_batch_size):
-                    loss_B = self._losses(
-                        self._latent_PCHW[torch.from_numpy(micro)],
-                        [self._prompts[i] for i in micro],
-                        torch.from_numpy(weight_P[micro]).float(),
-                    )
-                    loss = loss_B.sum() / len(minibatch)
-                    if self.pretraining is not None:
-                        loss = loss + self._pretraining_loss(len(micro)) * len(micro) / len(minibatch)
-                    accumulator.add(loss)
-                    total += float(loss.detach())
-                norms.append(accumulator.step())
-                losses.append(total)
+                norm, loss = self._step(minibatch, weight_P)
+                norms.append(norm)
+                losses.append(loss)
         return DenoisingStats(loss=float(np.mean(losses)), grad_norm=float(np.mean(norms)), gradient_steps=len(norms))
 
-    def _losses(self, x0_BCHW: Tensor, prompts: Sequence[str], weight_B: Tensor) -> Tensor:
-        """Weighted denoising loss of each picture at a random timestep."""
+    def _step(self, minibatch: Index, weight_P: Floats) -> tuple[float, float]:
+        """One optimizer step; returns the gradient's norm and the loss."""
+        assert self._latent_PCHW is not None
+        x0_BCHW = self._latent_PCHW[torch.from_numpy(minibatch)]
+        prompts = [self._prompts[i] for i in minibatch]
+        weight_B = torch.from_numpy(weight_P[minibatch]).float()
+        if self.pretraining is not None:
+            latent_PCHW, texts = self.pretraining
+            chosen = np.random.randint(len(texts), size=len(minibatch))  # noqa: NPY002
+            x0_BCHW = torch.cat([x0_BCHW, latent_PCHW[torch.from_numpy(chosen)].float().cpu()])
+            prompts += [texts[i] for i in chosen]
+            weight_B = torch.cat([weight_B, torch.full((len(chosen),), self.pretraining_weight)])
+        # Drawn for the whole minibatch, so that micro-batches change nothing.
+        timestep_B = torch.randint(len(self._alpha_bar_T), (len(x0_BCHW),))
+        noise_BCHW = torch.randn_like(x0_BCHW)
+        accumulator = Accumulator(self.optim._optim, max_grad_norm=self.max_grad_norm)
+        total = 0.0
+        for rows in chunks(np.arange(len(x0_BCHW)), self.micro_batch_size):
+            part = torch.from_numpy(rows)
+            loss_B = self._losses(
+                x0_BCHW[part], [prompts[i] for i in rows], weight_B[part], timestep_B[part], noise_BCHW[part]
+            )
+            loss = loss_B.sum() / len(minibatch)
+            accumulator.add(loss)
+            total += float(loss.detach())
+        return accumulator.step(), total
+
+    def _losses(
+        self, x0_BCHW: Tensor, prompts: Sequence[str], weight_B: Tensor, timestep_B: Tensor, noise_BCHW: Tensor
+    ) -> Tensor:
+        """Weighted denoising loss of each picture, (B,)."""
         device = self._alpha_bar_T.device
-        x0, weight_B = x0_BCHW.to(device), weight_B.to(device)
-        timestep_B = torch.randint(len(self._alpha_bar_T), (len(x0),), device=device)
+        x0, weight_B, timestep_B, noise = (t.to(device) for t in (x0_BCHW, weight_B, timestep_B, noise_BCHW))
         signal = self._alpha_bar_T[timestep_B].sqrt().view(-1, 1, 1, 1)
         spread = (1.0 - self._alpha_bar_T[timestep_B]).sqrt().view(-1, 1, 1, 1)
-        noise = torch.randn_like(x0)
         latent = signal * x0 + spread * noise
         kind = self.pipeline.files.scheduler.get("prediction_type", "epsilon")
         target = {"epsilon": noise, "v_prediction": signal * noise - spread * x0, "sample": x0}[kind]
@@ -193,13 +208,6 @@ class RewardWeightedSFT(DenoisingAlgorithm):
         return unet(latent.to(dtype), timestep_B, encoder_hidden_states=embedding.to(dtype), return_dict=False)[
             0
         ].float()
-
-    def _pretraining_loss(self, count: int) -> Tensor:
-        assert self.pretraining is not None
-        latent_PCHW, prompts = self.pretraining
-        chosen = np.random.randint(len(prompts), size=count)  # noqa: NPY002
-        loss_B = self._losses(latent_PCHW[torch.from_numpy(chosen)], [prompts[i] for i in chosen], torch.ones(count))
-        return self.pretraining_weight * loss_B.mean()
 
     def _gather(self, rollout: Rollout) -> None:
         """Take the finished latents, in the place of the last ones or in addition to them."""

@@ -179,6 +179,8 @@ def test_evaluation_and_report(settings: dict[str, Any]) -> None:
     assert "http" not in page
     assert "reward (trained on)" in page
     assert (config.out / "before_after.png").read_bytes().startswith(b"\x89PNG")
+    cli.main(["sample", str(config.out), "--pictures", "2", "--seed", "5", "--device", "cpu"])
+    assert sorted(path.name for path in (config.out / "samples").iterdir()) == ["5.png", "6.png"]
 
 
 def test_another_run_is_not_overwritten(settings: dict[str, Any]) -> None:
