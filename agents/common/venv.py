@@ -34,6 +34,9 @@ class Episodes:
 class BatchedVenv(BaseVectorEnv):
     """Steps all N slots by one call; a drop-in for `DummyVectorEnv`, which would step them one by one.
 
+    Observations leave out `prompt_embedding`: the environment hands out one and the same tensor in every step, which the
+    Collector would write into, and the actor looks embeddings up by `prompt_id`.
+
     Pictures and reward terms of finished episodes would be stored with every transition if they were infos; they are
     handed to `on_episodes` instead.
 
@@ -87,7 +90,7 @@ class BatchedVenv(BaseVectorEnv):
             mask[slots] = True
             options["reset_mask"] = mask
         self.env.reset(seed=kwargs.get("seed"), options=options)
-        return Batch(self.env.observe(slots)), self._infos[slots]
+        return _light(self.env.observe(slots)), self._infos[slots]
 
     def step(
         self, action: Any, id: Any = None
@@ -107,7 +110,7 @@ class BatchedVenv(BaseVectorEnv):
                     terms=terms,
                 )
             )
-        return Batch(obs), rewards, terminated, truncated, self._infos[slots]
+        return _light(obs), rewards, terminated, truncated, self._infos[slots]
 
     def seed(self, seed: int | list[int] | None = None) -> list[list[int] | None]:
         """Slot i restarts its stream from seed + i at once; an episode begins with it."""
@@ -125,3 +128,8 @@ class BatchedVenv(BaseVectorEnv):
 
     def _slots(self, slots: Any) -> npt.NDArray[np.int64]:
         return np.arange(len(self)) if slots is None else np.atleast_1d(np.asarray(slots, dtype=np.int64))
+
+
+def _light(obs: dict[str, Any]) -> Batch:
+    """Observations as a Batch, without the prompt embeddings."""
+    return Batch({name: value for name, value in obs.items() if name != "prompt_embedding"})
