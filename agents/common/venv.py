@@ -34,8 +34,8 @@ class Episodes:
 class BatchedVenv(BaseVectorEnv):
     """Steps all N slots by one call; a drop-in for `DummyVectorEnv`, which would step them one by one.
 
-    Observations leave out `prompt_embedding`: the environment hands out one and the same tensor in every step, which the
-    Collector would write into, and the actor looks embeddings up by `prompt_id`.
+    Observations leave out `prompt_embedding`: the environment hands out one and the same tensor in every step, which
+    the Collector would write into, and the actor looks embeddings up by `prompt_id`.
 
     Pictures and reward terms of finished episodes would be stored with every transition if they were infos; they are
     handed to `on_episodes` instead.
