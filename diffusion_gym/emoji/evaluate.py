@@ -47,7 +47,7 @@ def attributes_right(reader: Reader, images: Tensor, scenes: Sequence[Scene]) ->
 
     The attributes are, for each noun shown: that it is seen, its count, its colour; the place; nothing else seen.
     """
-    counts, colors, places = (x.argmax(-1) for x in reader.probabilities(images))
+    counts, colors, places = reader.classes(images)
     everything, attributes = [], []
     for b, scene in enumerate(scenes):
         shown = {NOUN_INDEX[group.noun] for group in scene.groups}
@@ -81,7 +81,7 @@ def evaluate_reader(reader: Reader, autoencoder: Any, count: int = 1024) -> dict
     grains = to_tensor(np.stack([picture_of_nothing(rng) for _ in range(256)]))
 
     def silent(images: Tensor) -> float:
-        return float((reader.probabilities(images)[0].argmax(-1) == 0).all(1).float().mean())
+        return float((reader.classes(images)[0] == 0).all(1).float().mean())
 
     return {
         "all_right_after_round_trip": all_right,

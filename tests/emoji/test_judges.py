@@ -91,6 +91,19 @@ def test_read_names_what_is_there():
     assert 0.9 < wolves.place_confidence <= 1
 
 
+def test_no_more_than_four_objects_are_claimed_and_the_surer_noun_stays():
+    class Torn(TruthfulNet):
+        def forward(self, images):
+            counts, colors, places = super().forward(images)
+            counts[:, NOUN_INDEX["elephant"], 4] = 5  # four elephants, less surely than the four wolves
+            return counts, colors, places
+
+    reader = Reader(Torn(["four wolves in the park", "a cat on the moon"]))
+    images = torch.zeros(1, 3, 64, 64)
+    assert [(o.noun, o.count) for o in reader.read(images)[0].objects] == [("wolf", 4)]
+    assert reader.accuracy(images, ["four wolves in the park"]).all_right.item()
+
+
 def test_attributes_right_is_one_for_a_truthful_reader_and_falls_with_a_lie():
     settled = ["a green rabbit on the moon", "two cats in the park"]
     reader, images = truthful(settled, [0, 1])
