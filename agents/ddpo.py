@@ -93,7 +93,7 @@ class DDPO(PolicyGradient):
         loss_B = torch.maximum(-advantage * ratio_B, -advantage * clipped_B)
         return Terms(loss_B=loss_B, ratio_B=ratio_B.detach())
 
-    def extra_state(self) -> dict[str, Any]:
+    def extra_state(self, *, transitions: bool = True) -> dict[str, Any]:
         """Running statistics of the rewards."""
         return {"statistics": self.statistics.state_dict()}
 

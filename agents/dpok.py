@@ -211,9 +211,10 @@ class DPOK(PolicyGradient):
     def _observations(rollout: Rollout, rows: Index) -> Batch:
         return rollout.buffer.get(rollout.index_I[rows], "obs")
 
-    def extra_state(self) -> dict[str, Any]:
+    def extra_state(self, *, transitions: bool = True) -> dict[str, Any]:
         """Reward statistics, and reference outputs of the rollouts that are kept."""
-        reference = None if self.reference_outputs is None else self.reference_outputs.state_dict()
+        outputs = self.reference_outputs if transitions else None
+        reference = None if outputs is None else outputs.state_dict()
         return {
             "statistics": self.statistics.state_dict(),
             "reference": reference,
@@ -224,6 +225,6 @@ class DPOK(PolicyGradient):
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take up what `extra_state` gave."""
         self.statistics.load_state_dict(state["statistics"])
-        if self.reference_outputs is not None:
+        if self.reference_outputs is not None and state["reference"] is not None:
             self.reference_outputs.load_state_dict(state["reference"])
         self._newest_serial, self._updates = state["newest_serial"], state["updates"]

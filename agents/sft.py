@@ -220,7 +220,7 @@ class RewardWeightedSFT(DenoisingAlgorithm):
         else:
             self._latent_PCHW, self._prompts, self._reward_P = latent, rollout.prompts(), rollout.reward_E
 
-    def extra_state(self) -> dict[str, Any]:
+    def extra_state(self, *, transitions: bool = True) -> dict[str, Any]:
         """The pool of pictures."""
         if not self.pool:
             return {}

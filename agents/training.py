@@ -166,8 +166,8 @@ class Training:
         return {
             "iteration": self.iteration,
             "history": self.history,
-            "algorithm": algorithm_state(self.algorithm),
-            "buffer": self.buffer.state_dict() if keep else {},
+            "algorithm": algorithm_state(self.algorithm, transitions=keep),
+            "buffer": self.buffer.state_dict(transitions=keep),
             "prompts": [bank.text(i) for i in range(len(bank))] if keep else [],
             "random": random_state(),
         }
@@ -176,7 +176,7 @@ class Training:
         """Go on from what `state` gave."""
         self.iteration, self.history = state["iteration"], state["history"]
         load_algorithm_state(self.algorithm, state["algorithm"])
-        if state["buffer"]:
+        if "tensors" in state["buffer"]:
             # Prompt ids are those of the process that saved them.
             ids = self.pipeline.prompts.ids(state["prompts"])
             saved = state["buffer"]["tensors"]["prompt_id"]

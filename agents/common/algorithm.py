@@ -119,8 +119,12 @@ class DenoisingAlgorithm(OnPolicyAlgorithm[DenoisingPolicy]):
     def _update_with_batch(self, batch: Rollout, batch_size: int | None, repeat: int) -> DenoisingStats:
         """Learn from a rollout; called by `update`."""
 
-    def extra_state(self) -> dict[str, Any]:
-        """State beyond parameters and optimizers that a checkpoint needs."""
+    def extra_state(self, *, transitions: bool = True) -> dict[str, Any]:
+        """State beyond parameters and optimizers that a checkpoint needs.
+
+        Args:
+            transitions: whether the buffer's transitions are saved too; else what belongs to them is left out.
+        """
         return {}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:

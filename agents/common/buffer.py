@@ -110,10 +110,10 @@ class LatentReplayBuffer(VectorReplayBuffer):
         arrays += [*self._meta.obs.values(), *self._meta.policy.values()]
         return sum(array.nbytes for array in arrays if array is not None)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs to go on with old rollouts."""
-        if not len(self):
-            return {}
+    def state_dict(self, *, transitions: bool = True) -> dict[str, Any]:
+        """What a checkpoint needs to go on; without `transitions` only how many were ever added."""
+        if not transitions or not len(self):
+            return {"added": self._added}
         tensors = {
             "act": self.act,
             "rew": self.rew,
@@ -137,7 +137,8 @@ class LatentReplayBuffer(VectorReplayBuffer):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a state saved by `state_dict`, into a buffer of the same sizes, between episodes."""
         self.reset()
-        if not state:
+        self._added = state["added"]
+        if "tensors" not in state:
             return
         t = {name: tensor.numpy() for name, tensor in state["tensors"].items()}
         if len(t["act"]) != self.maxsize:
@@ -149,7 +150,7 @@ class LatentReplayBuffer(VectorReplayBuffer):
                 **{name: t[name] for name in ("act", "rew", "terminated", "truncated", "done")},
             )
         )
-        self._first_ECHW, self.serial_I, self._added = t["first"], t["serial"], state["added"]
+        self._first_ECHW, self.serial_I = t["first"], t["serial"]
         self.last_index = np.array(state["last_index"])
         for i, (buffer, cursor) in enumerate(zip(self.buffers, state["cursors"], strict=True)):
             buffer._insertion_idx, buffer._size, buffer._ep_start_idx = cursor[:3]

@@ -74,13 +74,18 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def algorithm_state(algorithm: DenoisingAlgorithm) -> dict[str, Any]:
-    """Trained parameters, optimizers, learning-rate schedules, and what else the algorithm remembers."""
+def algorithm_state(algorithm: DenoisingAlgorithm, *, transitions: bool) -> dict[str, Any]:
+    """Trained parameters, optimizers, learning-rate schedules, and what else the algorithm remembers.
+
+    Args:
+        algorithm: the algorithm.
+        transitions: whether the buffer's transitions are saved too.
+    """
     return {
         "parameters": {n: p.detach() for n, p in algorithm.named_parameters() if p.requires_grad},
         "optimizers": [optimizer.state_dict() for optimizer in algorithm._optimizers],
         "lr_schedulers": [scheduler.state_dict() for scheduler in algorithm.lr_schedulers],
-        "extra": algorithm.extra_state(),
+        "extra": algorithm.extra_state(transitions=transitions),
     }
 
 

@@ -57,6 +57,7 @@ def assert_equal_runs(one: Path, other: Path) -> None:
     ("agent", "extra"),
     [
         (DDPOConfig, {"slots": 2}),
+        (DPOKConfig, {}),
         (DPOKConfig, {"rollouts": 2, "value_function": True}),
         (SFTConfig, {"pool": 4, "regulariser": "kl-o"}),
     ],
