@@ -188,9 +188,15 @@ def write_pipeline(unet: UNet2DConditionModel, text_encoder: CLIPTextModel, vae:
     )
     pipeline.to(torch.float16).save_pretrained(folder)
     # transformers would load the text encoder in the type it is stored in, and diffusers loads the rest in float32.
-    config_file = folder / "text_encoder" / "config.json"
-    config_file.write_text(json.dumps(json.loads(config_file.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+    edit_config(folder / "text_encoder" / "config.json", dtype="float32")
+    edit_config(folder / "vae" / "config.json", _name_or_path=None)  # where it was read from concerns nobody
     (folder / "sampling.json").write_text(json.dumps(SAMPLING, indent=2) + "\n")
+
+
+def edit_config(path: Path, **changes: str | None) -> None:
+    """Sets keys of a JSON file; None removes one."""
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in config.items() if k not in changes or v is not None}, indent=2) + "\n")
 
 
 def run(config: GeneratorConfig, out: Path) -> None:
