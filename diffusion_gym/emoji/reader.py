@@ -144,13 +144,13 @@ class Reader:
         counts, colors, places = (torch.cat(x) for x in zip(*parts, strict=True))
         return counts, colors, places
 
-    def classes(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def classes(self, images: Tensor, chunk: int = 256) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the likeliest counts (B, N), colours (B, N) and places (B,), int64 on the CPU.
 
         No picture of this world has more than four objects. Where two nouns are seen in the same things, in a drawing
         between a wolf and an elephant, say, the less certain one is given up.
         """
-        counts_BNK, colors_BNC, places_BP = self.probabilities(images)
+        counts_BNK, colors_BNC, places_BP = self.probabilities(images, chunk)
         confidence_BN, count_BN = counts_BNK.max(-1)
         for confidence_N, count_N in zip(confidence_BN, count_BN, strict=True):
             seen = count_N.nonzero().flatten().tolist()
@@ -185,7 +185,7 @@ class Reader:
             readings.append(Reading(objects, PLACE_CLASSES[int(places[b])], float(place_P.max())))
         return readings
 
-    def accuracy(self, images: Tensor, prompts: Sequence[str]) -> Accuracy:
+    def accuracy(self, images: Tensor, prompts: Sequence[str], chunk: int = 256) -> Accuracy:
         """Verifies each picture against its prompt.
 
         A prompt's attributes are: for each noun that it is there, its count, and its colour where one is named; the
@@ -194,6 +194,7 @@ class Reader:
         Args:
             images: (B, 3, 64, 64) float in [0, 1].
             prompts: B prompts of the emoji grammar.
+            chunk: pictures a forward pass.
 
         Raises:
             ValueError: a prompt is not of the grammar, or there are not as many prompts as pictures.
@@ -201,7 +202,7 @@ class Reader:
         check_images(images)
         check_prompts(prompts, images)
         scenes = [parse(prompt) for prompt in prompts]
-        counts, colors, places = self.classes(images)
+        counts, colors, places = self.classes(images, chunk)
         fractions = []
         for b, scene in enumerate(scenes):
             asked = {NOUN_INDEX[group.noun] for group in scene.groups}

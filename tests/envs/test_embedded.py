@@ -64,3 +64,26 @@ def test_the_example_of_the_readme_runs():
     )
     assert done.returncode == 0, done.stderr
     assert "(4, 64, 64, 3)" in done.stdout
+
+
+def test_a_slot_and_a_single_environment_give_the_identical_episode():
+    arguments = {
+        "reward": {"emoji_preference": 1.0, "emoji_reader": 1.0, "emoji_quality": 1.0, "jpeg_compressibility": 0.1},
+        "num_inference_steps": 3,
+        "device": "cpu",
+    }
+    rng = np.random.default_rng(0)
+    envs = gymnasium.make_vec("TextToImage-v0", num_envs=5, backend="numpy", **arguments)
+    observations, _ = envs.reset(seed=40)
+    actions = rng.standard_normal((3, *observations["latent"].shape), dtype=np.float32)
+    for action in actions:
+        _, rewards, _, _, infos = envs.step(action)
+    for slot in range(5):
+        env = gymnasium.make("TextToImage-v0", **arguments)
+        observation, _ = env.reset(seed=40 + slot)
+        assert np.array_equal(observation["latent"], observations["latent"][slot])
+        for action in actions[:, slot]:
+            _, reward, _, _, info = env.step(action)
+        assert info["prompt"] == infos["prompt"][slot]
+        assert np.array_equal(info["image"], infos["image"][slot])
+        assert reward == rewards[slot]

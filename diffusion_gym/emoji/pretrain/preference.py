@@ -207,7 +207,8 @@ def train_preference(
     torch.manual_seed(config.loop.seed)
     device = config.loop.device
     net = PreferenceNet().to(device)
-    model = nn.ModuleDict({"net": net, "namer": Namer(net.where.shape[1])}).to(device)
+    namer = Namer(net.where.shape[1]).to(device)
+    model = nn.ModuleDict({"net": net, "namer": namer})
     known = sorted(few_steps)
 
     def batch(chance: StepRandom) -> tuple[list[Quadruple], Tensor]:
@@ -245,7 +246,7 @@ def train_preference(
         margins += [(right - right_other)[differs], (wrong_other - wrong)[differs]]
         preference = torch.cat([F.softplus(-margin) for margin in margins]).mean()
         scenes = [item.shown for item in items] + [item.shown_wrong for item in items]
-        named = model["namer"].loss(torch.cat([pictures[0], pictures[2]]), scenes)  # type: ignore[operator]
+        named = namer.loss(torch.cat([pictures[0], pictures[2]]), scenes)
         ordered = torch.cat(margins[:4]).gt(0).float().mean().item()
         return preference + config.auxiliary_weight * named, {"preference": preference.item(), "ordered": ordered}
 
