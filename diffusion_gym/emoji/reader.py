@@ -15,6 +15,9 @@ from .grammar import parse
 from .images import check_images, check_prompts
 from .nouns import COLOR_CLASSES, MAX_COUNT, NOUN_INDEX, NOUN_NAMES, PLACE_CLASSES, drawn_color
 
+ABSENT_WEIGHT = 0.2
+"""What an absent noun weighs in the loss beside a present one; undone where probabilities are read."""
+
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions around a shortcut."""

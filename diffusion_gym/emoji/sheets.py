@@ -21,7 +21,7 @@ from .sampling import load_pipeline, sample
 
 HERE = Path(__file__).parent
 SAMPLE_SEED = 5
-LABEL_SEED = 6
+LABEL_SEED = 7
 SAMPLE_PROMPTS = (
     *PROBES,
     "a blue fox on the beach",

@@ -55,8 +55,7 @@ def ddpm_kernel(scheduler_config: Mapping[str, Any], num_inference_steps: int) -
         mean_noise=torch.zeros_like(at),
         clip_x0=clip_range(scheduler.config),
         advice=(
-            'For DDPM this is the last step: use variance_type="fixed_large" and steps_offset=1, for '
-            "instance "
+            'For DDPM this is the last step: use variance_type="fixed_large" and steps_offset=1, that is '
             'sampler={"name": "ddpm", "variance_type": "fixed_large", "steps_offset": 1}, or sampler="ddim", which '
             "with eta=1 has the variance of fixed_small at every other step."
         ),

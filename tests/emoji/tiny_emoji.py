@@ -27,7 +27,9 @@ def tiny_configs(folder: Path, seed: int = 0) -> dict[str, object]:
     return {
         "autoencoder": autoencoder.AutoencoderConfig((8, 8, 8, 16), latent_channels=4, encoder_steps=6, loop=loop),
         "generator": generator.GeneratorConfig((16, 32), text_width=16, text_layers=1, scenes=24, loop=loop),
-        "reader": reader.ReaderConfig(loop=loop),
+        "reader": reader.ReaderConfig(redrawn_scenes=0, loop=loop),
         "quality": quality.QualityConfig(loop=loop),
-        "preference": preference.PreferenceConfig(few_step_samples=6, loop=replace(loop, batch_size=8)),
+        "preference": preference.PreferenceConfig(
+            few_step_samples=6, redrawn_prompts=0, loop=replace(loop, batch_size=8)
+        ),
     }

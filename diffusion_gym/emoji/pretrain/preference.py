@@ -26,6 +26,7 @@ from ..preference import Preference, PreferenceNet, tokenize
 from ..scenes import draw
 from .autoencoder import load_autoencoder, noisy_round_trip
 from .loop import LoopConfig, Progress, StepRandom, train, write_metrics
+from .redraw import redraw_all
 
 MISTAKES = ("color", "missing", "extra", "noun", "place")
 FEW_STEPS = "few_steps"
@@ -36,6 +37,10 @@ class PreferenceConfig:
     """Data of the preference model.
 
     Attributes:
+        redrawn: share of prompts whose pictures the generator drew again; see `redraw`.
+        redrawn_prompts: how many of those there are, made once; 0 for none.
+        strengths: how far their right and wrong pictures were noised, least and most; both alike.
+        rough_strengths: the same for what stands for a right picture in a poor drawing.
         round_trip: share of prompts whose pictures go through the autoencoder before they are spoilt.
         latent_noise: largest noise on the latents of those, in standard deviations.
         few_step_samples: pictures that the generator makes in too few steps, drawn once.
@@ -44,14 +49,18 @@ class PreferenceConfig:
         loop: how long and how fast; a batch is that many prompts, with four pictures each.
     """
 
-    round_trip: float = 0.35
+    redrawn: float = 0.5
+    redrawn_prompts: int = 4000
+    strengths: tuple[float, float] = (0.1, 0.5)
+    rough_strengths: tuple[float, float] = (0.6, 1.0)
+    round_trip: float = 0.125
     latent_noise: float = 0.5
     few_step_samples: int = 2000
     few_steps: tuple[int, ...] = (2, 3, 4)
     auxiliary_weight: float = 0.5
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
-            steps=2000, batch_size=24, learning_rate=1e-3, ema_decay=0.995, seed=303, checkpoint_every=50
+            steps=3000, batch_size=24, learning_rate=1e-3, ema_decay=0.995, seed=303, checkpoint_every=50
         )
     )
 
@@ -115,7 +124,10 @@ def sample_prompt(rng: np.random.Generator) -> tuple[Scene, Scene]:
 
 @dataclass(frozen=True)
 class Quadruple:
-    """Four pictures (64, 64, 3) uint8 for one prompt; each is better than those it stands above."""
+    """A prompt with a right and a wrong picture, (64, 64, 3) uint8, what they show, and the mistake.
+
+    `rough` is the right picture in a poor drawing, where there is one.
+    """
 
     prompt: str
     right: np.ndarray
@@ -123,6 +135,7 @@ class Quadruple:
     shown: Scene
     shown_wrong: Scene
     mistake: str
+    rough: np.ndarray | None = None
 
 
 def sample_quadruple(rng: np.random.Generator, mistake: str | None = None) -> Quadruple:
@@ -149,6 +162,35 @@ def spoil(
 
 FewSteps = dict[str, list[np.ndarray]]
 """Prompt -> pictures made in too few steps."""
+
+
+def redraw_quadruples(config: PreferenceConfig, out: Path) -> list[Quadruple]:
+    """Makes, or finds, right, wrong and rough pictures that the generator under `out` drew again."""
+    from ..sampling import load_pipeline, sampling_defaults
+
+    if not config.redrawn_prompts:
+        return []
+    loop = config.loop
+    rng = StepRandom.at(loop.seed, 6 * 10**9).numpy
+    items = [sample_quadruple(rng) for _ in range(config.redrawn_prompts)]
+    pipeline = load_pipeline(out / "pipeline", loop.device)
+    guidance_scale = sampling_defaults(out / "pipeline")["guidance_scale"]
+
+    def again(
+        name: str, pictures: list[np.ndarray], captions: list[str], strengths: tuple[float, float], seed: int
+    ) -> np.ndarray:
+        cache = loop.runs / f"preference-{name}.pt"
+        return redraw_all(pipeline, np.stack(pictures), captions, strengths, guidance_scale, seed, cache)
+
+    # Right and wrong next to each other, so that both are noised alike.
+    pairs = [picture for item in items for picture in (item.right, item.wrong)]
+    captions = [describe_shown(scene) for item in items for scene in (item.shown, item.shown_wrong)]
+    redrawn = again("redrawn", pairs, captions, config.strengths, loop.seed)
+    rough = again("rough", pairs[::2], captions[::2], config.rough_strengths, loop.seed + 1)
+    return [
+        replace(item, right=right, wrong=wrong, rough=poor)
+        for item, right, wrong, poor in zip(items, redrawn[::2], redrawn[1::2], rough, strict=True)
+    ]
 
 
 def few_step_samples(out: Path, count: int, steps: Sequence[int], seed: int, device: str) -> FewSteps:
@@ -201,7 +243,7 @@ class Namer(nn.Module):
 
 
 def train_preference(
-    config: PreferenceConfig, autoencoder: AutoencoderKL, few_steps: FewSteps
+    config: PreferenceConfig, autoencoder: AutoencoderKL, few_steps: FewSteps, redrawn: Sequence[Quadruple] = ()
 ) -> tuple[PreferenceNet, Progress]:
     """Trains on fresh prompts; the scores are standardised at the end."""
     torch.manual_seed(config.loop.seed)
@@ -221,13 +263,22 @@ def train_preference(
             other = make_mistake(prompt, shown, "noun", rng)
             assert other is not None
             items[i] = Quadruple(describe(prompt), draw(shown, rng), draw(other, rng), shown, other, "noun")
+        if redrawn:
+            again = int(config.redrawn * len(items))
+            middle = len(items) // 8  # after those, before what goes through the autoencoder
+            items[middle : middle + again] = [redrawn[i] for i in rng.integers(len(redrawn), size=again)]
         through = int(config.round_trip * len(items))
         clean = np.stack([item.right for item in items] + [item.wrong for item in items])
         rows = np.r_[len(items) - through : len(items), 2 * len(items) - through : 2 * len(items)]
         decoded, _ = noisy_round_trip(autoencoder, to_tensor(clean[rows], device), config.latent_noise, chance.torch)
         clean[rows] = to_bytes(decoded)
         right, wrong = clean[: len(items)], clean[len(items) :]
-        spoilt = np.stack([spoil(p, item.prompt, few_steps, rng) for p, item in zip(right, items, strict=True)])
+        spoilt = np.stack(
+            [
+                spoil(picture, item.prompt, few_steps, rng) if item.rough is None or rng.random() < 0.5 else item.rough
+                for picture, item in zip(right, items, strict=True)
+            ]
+        )
         both = np.stack([spoil(picture, "", few_steps, rng) for picture in wrong])
         return items, torch.stack([to_tensor(x, device) for x in (right, spoilt, wrong, both)])
 
@@ -280,7 +331,7 @@ def run(config: PreferenceConfig, out: Path) -> None:
         cache.parent.mkdir(parents=True, exist_ok=True)
         torch.save({k: [torch.from_numpy(x) for x in v] for k, v in samples.items()}, cache)
     few_steps = {k: [x.numpy() for x in v] for k, v in torch.load(cache, weights_only=True).items()}
-    net, progress = train_preference(config, autoencoder, few_steps)
+    net, progress = train_preference(config, autoencoder, few_steps, redraw_quadruples(config, out))
     save_weights(net, out / "preference.safetensors")
     figures = evaluate_preference(Preference(net), out)
     write_metrics(out / "preference.json", figures, progress, config.loop)
