@@ -9,6 +9,7 @@
 Nothing heavy is imported before a command has been read and checked.
 """
 
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -149,7 +150,11 @@ Command = (
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command; errors that a user can mend end in one line and exit code 2, Ctrl-C in exit code 130."""
+    """Run the command; errors that a user can mend end in one line and exit code 2, Ctrl-C in exit code 130.
+
+    Modules in the working directory can be imported, so that `--reward module:function` finds them.
+    """
+    sys.path.insert(0, os.getcwd())
     command: Any = tyro.cli(
         Command,
         args=argv,

@@ -19,7 +19,7 @@ class TrainConfig:
     model: str = "emoji"
     """"emoji" for the embedded model, a directory in diffusers' Stable Diffusion format, or a hub id of one."""
     reward: str = "emoji_preference"
-    """A reward's name, or several with weights: emoji_preference=1,emoji_quality=0.2."""
+    """A reward's name, or module:function of your own; several with weights: emoji_preference=1,emoji_quality=0.2."""
     prompts: tuple[str, ...] = ("emoji/probes",)
     """Prompts, or one name of a prompt set (emoji/probes, emoji/train), or one .txt or .jsonl file."""
     steps: int = 10

@@ -5,6 +5,7 @@ A reward is any callable `(images (B, 3, H, W) float in [0, 1], prompts, metadat
     reward = make_reward("jpeg_compressibility")
     reward = make_reward({"emoji_preference": 1.0, "emoji_quality": 0.2})       # weighted sum, each term reported
     reward = make_reward([("emoji_preference", 1.0), (my_function, 0.5)])
+    reward = make_reward("my_package.rewards:redness")                          # any function that can be imported
     scores = reward(images, prompts, metadata)     # scores.total (B,) float32, scores.terms {name: (B,) float32}
 
 Give a reward a name with `register_reward`, or in another package by an entry point of the group

@@ -1,4 +1,4 @@
-"""Rewards by name: the built-in ones, registered ones, and entry points of other packages."""
+"""Rewards by name: the built-in ones, registered ones, entry points of other packages, and "module:function"."""
 
 import importlib.metadata
 import pkgutil
@@ -49,19 +49,34 @@ def reward_names() -> list[str]:
 
 
 def reward_by_name(name: str, device: torch.device) -> Reward:
-    """Make the reward of a name.
+    """Make the reward of a name, or take the one that "module:function" says.
 
     Raises:
         ValueError: no such reward.
         FileNotFoundError: it needs weights that are not there.
     """
+    if ":" in name:
+        return _reward_at(name)
     factory = _FACTORIES.get(name)
     if factory is None:
         for point in importlib.metadata.entry_points(group=ENTRY_POINTS, name=name):
             factory = point.load()
     if factory is None:
-        raise ValueError(f"reward must be one of {reward_names()} or a callable, got {name!r}")
+        raise ValueError(f"reward must be one of {reward_names()}, 'module:function' or a callable, got {name!r}")
     if isinstance(factory, str):
         factory = pkgutil.resolve_name(factory)
     assert callable(factory)
     return factory(device)
+
+
+def _reward_at(place: str) -> Reward:
+    """The callable at "module:function"."""
+    try:
+        found = pkgutil.resolve_name(place)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"reward {place!r} cannot be found ({error}); 'module:function' must name a function that Python can import"
+        ) from error
+    if not callable(found):
+        raise ValueError(f"reward {place!r} must be a callable (images, prompts, metadata), got {found!r}")
+    return found

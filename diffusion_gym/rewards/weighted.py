@@ -60,8 +60,8 @@ def make_reward(reward: RewardSpec | WeightedReward, *, device: torch.device | s
     """Make a reward from what a user writes.
 
     Args:
-        reward: a name; a callable `(images, prompts, metadata) -> (B,)`; a mapping {name: weight}; or a sequence of
-            names, callables and (name or callable, weight) pairs. A term without a weight has weight 1.
+        reward: a name; "module:function"; a callable `(images, prompts, metadata) -> (B,)`; a mapping {name: weight};
+            or a sequence of names, callables and (name or callable, weight) pairs. Without a weight it is 1.
         device: where rewards with a network of their own should put it.
 
     Raises:

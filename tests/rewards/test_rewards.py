@@ -115,6 +115,19 @@ def test_entry_points_of_other_packages_are_found(tmp_path, monkeypatch):
     assert make_reward("seven")(pictures(), PROMPTS, NOTHING).total.tolist() == [7.0] * 3
 
 
+def test_a_function_is_found_by_module_and_name(tmp_path, monkeypatch):
+    (tmp_path / "their_module.py").write_text(
+        "limit = 3\ndef brightness(images, prompts, metadata):\n    return images.mean((1, 2, 3))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    scores = make_reward({"their_module:brightness": 2.0})(pictures(), PROMPTS, NOTHING)
+    assert torch.allclose(scores.total, 2 * pictures().mean((1, 2, 3)))
+    assert list(scores.terms) == ["their_module:brightness"]
+    for place in ("their_module:limit", "their_module:nothing", "no_such_module_xyz:f", "their_module:"):
+        with pytest.raises(ValueError, match=place):
+            make_reward(place)
+
+
 @pytest.mark.parametrize(
     ("returned", "says"),
     [
