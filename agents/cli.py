@@ -19,7 +19,16 @@ from typing import Annotated, Any
 import tyro
 
 from agents import run_directory
-from agents.config import DDPOConfig, DPOKConfig, EvaluateConfig, SFTConfig, TrainConfig
+from agents.config import (
+    A2CConfig,
+    DDPOConfig,
+    DPOKConfig,
+    EvaluateConfig,
+    PPOConfig,
+    ReinforceConfig,
+    SFTConfig,
+    TrainConfig,
+)
 from agents.run_directory import RunError
 
 
@@ -31,6 +40,9 @@ class Train:
         Annotated[DPOKConfig, tyro.conf.subcommand("dpok")]
         | Annotated[DDPOConfig, tyro.conf.subcommand("ddpo")]
         | Annotated[SFTConfig, tyro.conf.subcommand("sft")]
+        | Annotated[ReinforceConfig, tyro.conf.subcommand("reinforce")]
+        | Annotated[A2CConfig, tyro.conf.subcommand("a2c")]
+        | Annotated[PPOConfig, tyro.conf.subcommand("ppo")]
     )
 
     def run(self) -> None:

@@ -84,6 +84,10 @@ class TrainConfig:
         if not self.prompts:
             raise ValueError("--prompts must name at least one prompt")
 
+    def minibatch(self) -> int | None:
+        """Transitions (pictures for supervised agents) an optimizer step; None for all of them."""
+        return self.batch_size or max(1, self.pictures * self.steps // 2)
+
     def reward_spec(self) -> str | dict[str, float]:
         """The reward as `make_reward` takes it.
 
@@ -103,9 +107,7 @@ class TrainConfig:
 
     def prompt_spec(self) -> str | list[str]:
         """The prompts as `load_prompts` takes them."""
-        only = self.prompts[0]
-        named = only.startswith("emoji/") or only.endswith((".txt", ".jsonl"))
-        return only if len(self.prompts) == 1 and named else list(self.prompts)
+        return prompt_spec(self.prompts)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with the agent's name; without where the run lies and whether it resumes."""
@@ -127,15 +129,14 @@ class PolicyGradientConfig(TrainConfig):
     def check(self) -> None:
         """As `TrainConfig.check`."""
         super().check()
-        if not self.clip_range > 0:
-            raise ValueError(f"--clip-range must be greater than 0, got {self.clip_range}")
-        if self.reduction == "mean" and self.clip_range > 0.05:
-            raise ValueError(
-                f"--clip-range {self.clip_range} never clips a ratio of mean log-probabilities: use 2e-3 (embedded "
-                "model) or 1e-4 (Stable Diffusion), or --reduction sum"
-            )
+        check_clip_range(self.clip_range, self.reduction)
         if not 0 < self.timestep_fraction <= 1:
             raise ValueError(f"--timestep-fraction must be in (0, 1], got {self.timestep_fraction}")
+
+    def minibatch(self) -> int | None:
+        """As `TrainConfig.minibatch`."""
+        steps = max(1, round(self.timestep_fraction * self.steps))
+        return self.batch_size or max(1, self.pictures * steps // 2)
 
 
 @dataclass(kw_only=True)
@@ -152,6 +153,10 @@ class DDPOConfig(PolicyGradientConfig):
         super().check()
         if self.estimator == "score" and (self.passes != 1 or self.batch_size is not None):
             raise ValueError("--estimator score makes one optimizer step an iteration: use --passes 1, no --batch-size")
+
+    def minibatch(self) -> int | None:
+        """As `TrainConfig.minibatch`."""
+        return None if self.estimator == "score" else super().minibatch()
 
 
 @dataclass(kw_only=True)
@@ -215,8 +220,96 @@ class SFTConfig(TrainConfig):
         if self.regulariser_weight < 0:
             raise ValueError(f"--regulariser-weight must be 0 or more, got {self.regulariser_weight}")
 
+    def minibatch(self) -> int | None:
+        """As `TrainConfig.minibatch`."""
+        return self.batch_size or max(1, self.pictures // 2)
 
-AGENTS: dict[str, type[TrainConfig]] = {"ddpo": DDPOConfig, "dpok": DPOKConfig, "sft": SFTConfig}
+
+@dataclass(kw_only=True)
+class StockConfig(TrainConfig):
+    """Settings of Tianshou's own algorithms, which learn from every step of every picture."""
+
+    passes: int = 1
+    """How often an update goes through the transitions."""
+    micro_batch_size: int = 64
+    """Not used: these algorithms take a whole minibatch at once. Lower --batch-size when memory is short."""
+
+    def check(self) -> None:
+        """As `TrainConfig.check`."""
+        super().check()
+        if self.micro_batch_size != 64:
+            raise ValueError(f"--micro-batch-size has no effect with {self.agent}: lower --batch-size instead")
+
+    def minibatch(self) -> int | None:
+        """As `TrainConfig.minibatch`; all of them unless --batch-size says otherwise."""
+        return self.batch_size
+
+
+@dataclass(kw_only=True)
+class ReinforceConfig(StockConfig):
+    """Tianshou's Reinforce (Williams 1992), returns standardised by their running mean and deviation."""
+
+    agent: ClassVar[str] = "reinforce"
+
+
+@dataclass(kw_only=True)
+class A2CConfig(StockConfig):
+    """Tianshou's A2C (Mnih et al. 2016) with a value function on (latent, prompt, step)."""
+
+    agent: ClassVar[str] = "a2c"
+
+    value_weight: float = 0.5
+    """Of the value function's loss."""
+
+    def check(self) -> None:
+        """As `TrainConfig.check`."""
+        super().check()
+        if self.value_weight < 0:
+            raise ValueError(f"--value-weight must be 0 or more, got {self.value_weight}")
+
+
+@dataclass(kw_only=True)
+class PPOConfig(A2CConfig):
+    """Tianshou's PPO (Schulman et al. 2017) with a value function on (latent, prompt, step)."""
+
+    agent: ClassVar[str] = "ppo"
+
+    passes: int = 2
+    """How often an update goes through the transitions."""
+    clip_range: float = 2e-3
+    """Of the ratio; see DDPO's."""
+
+    def check(self) -> None:
+        """As `TrainConfig.check`."""
+        super().check()
+        check_clip_range(self.clip_range, self.reduction)
+
+    def minibatch(self) -> int | None:
+        """As `TrainConfig.minibatch`; half of them unless --batch-size says otherwise."""
+        return TrainConfig.minibatch(self)
+
+
+def prompt_spec(prompts: tuple[str, ...]) -> str | list[str]:
+    """Prompts from the command line as `load_prompts` takes them."""
+    only = prompts[0]
+    named = only.startswith("emoji/") or only.endswith((".txt", ".jsonl"))
+    return only if len(prompts) == 1 and named else list(prompts)
+
+
+def check_clip_range(clip_range: float, reduction: str) -> None:
+    """Raise ValueError for a clip range that cannot work under a reduction."""
+    if not clip_range > 0:
+        raise ValueError(f"--clip-range must be greater than 0, got {clip_range}")
+    if reduction == "mean" and clip_range > 0.05:
+        raise ValueError(
+            f"--clip-range {clip_range} never clips a ratio of mean log-probabilities: use 2e-3 (embedded model) or "
+            "1e-4 (Stable Diffusion), or --reduction sum"
+        )
+
+
+AGENTS: dict[str, type[TrainConfig]] = {
+    config.agent: config for config in (DDPOConfig, DPOKConfig, SFTConfig, ReinforceConfig, A2CConfig, PPOConfig)
+}
 """Agents by name."""
 
 
@@ -224,6 +317,8 @@ AGENTS: dict[str, type[TrainConfig]] = {"ddpo": DDPOConfig, "dpok": DPOKConfig, 
 class EvaluateConfig:
     """Pictures of the pretrained and of the trained model from the same noise, judged."""
 
+    prompts: tuple[str, ...] = ()
+    """Other prompts than those of the training: texts, or the name or file of a prompt set."""
     pictures: int = 64
     """Pictures a model, spread over the prompts."""
     seed: int = 10_000

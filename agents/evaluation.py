@@ -14,7 +14,7 @@ from agents.common.actor import DenoisingActor
 from agents.common.checkpoint import write_atomically
 from agents.common.reference import Reference
 from agents.common.sampling import sample_pictures
-from agents.config import EvaluateConfig, TrainConfig
+from agents.config import EvaluateConfig, TrainConfig, prompt_spec
 from agents.run_directory import CHECKPOINT, EVALUATION, PICTURE, RunError
 from agents.training import make_actor
 from diffusion_gym.pipelines import Pipeline, load_pipeline
@@ -76,7 +76,7 @@ def evaluate(
         RunError: the run cannot be evaluated.
     """
     pipeline, actor, reference, iterations = load_trained(config, steps=settings.steps, device=settings.device)
-    texts = load_prompts(config.prompt_spec()).texts
+    texts = load_prompts(prompt_spec(settings.prompts or config.prompts)).texts
     prompts = [texts[i % len(texts)] for i in range(settings.pictures)]
     seeds = [settings.seed + i for i in range(settings.pictures)]
     judges = make_judges(config, settings, prompts, pipeline.device)

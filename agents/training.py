@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from tianshou.algorithm.algorithm_base import OnPolicyAlgorithm, TrainingStats
 from tianshou.data import Collector
 from tianshou.utils.torch_utils import policy_within_training_step
 
 from agents.common.actor import DenoisingActor
-from agents.common.algorithm import DenoisingAlgorithm, DenoisingStats
 from agents.common.buffer import LatentReplayBuffer
 from agents.common.checkpoint import (
     algorithm_state,
@@ -28,11 +28,12 @@ from agents.common.lora import add_lora, save_lora
 from agents.common.optim import adamw
 from agents.common.policy import DenoisingPolicy
 from agents.common.venv import BatchedVenv, Episodes
-from agents.config import DDPOConfig, DPOKConfig, PolicyGradientConfig, SFTConfig, TrainConfig
+from agents.config import DDPOConfig, DPOKConfig, PolicyGradientConfig, SFTConfig, StockConfig, TrainConfig
 from agents.ddpo import DDPO
 from agents.dpok import DPOK
 from agents.run_directory import CHECKPOINT, HISTORY, PIPELINE, RunError
 from agents.sft import RewardWeightedSFT
+from agents.stock import make_stock
 from diffusion_gym.envs.vector import TextToImageVectorEnv
 from diffusion_gym.pipelines import Pipeline
 
@@ -49,8 +50,12 @@ def make_actor(config: TrainConfig, pipeline: Pipeline, kernel: Any) -> Denoisin
     return DenoisingActor.from_pipeline(pipeline, kernel, unet=unet, guidance_scale=config.guidance_scale)
 
 
-def make_algorithm(config: TrainConfig, policy: DenoisingPolicy, pipeline: Pipeline) -> DenoisingAlgorithm:
+def make_algorithm(
+    config: TrainConfig, policy: DenoisingPolicy, pipeline: Pipeline
+) -> OnPolicyAlgorithm[DenoisingPolicy]:
     """The algorithm of a configuration."""
+    if isinstance(config, StockConfig):
+        return make_stock(config, policy, pipeline)
     common: dict[str, Any] = {
         "policy": policy,
         "optim": adamw(lr=config.learning_rate),
@@ -129,17 +134,6 @@ class Training:
         self.iteration = 0
         self.history: list[Record] = []
 
-    @property
-    def batch_size(self) -> int | None:
-        """Samples an optimizer step."""
-        config = self.config
-        if config.batch_size is not None or getattr(config, "estimator", "") == "score":
-            return config.batch_size
-        fraction = getattr(config, "timestep_fraction", 1.0)
-        if isinstance(config, SFTConfig):
-            return max(1, config.pictures // 2)
-        return max(1, config.pictures * max(1, round(fraction * config.steps)) // 2)
-
     def iterate(self) -> Record:
         """One rollout and update."""
         start = time.perf_counter()
@@ -148,12 +142,12 @@ class Training:
             if getattr(self.algorithm, "wants_pictures", True):
                 self._collect()
                 seconds = time.perf_counter() - start
-                stats = self.algorithm.update(self.buffer, self.batch_size, self.config.passes)
+                stats = self.algorithm.update(self.buffer, self.config.minibatch(), self.config.passes)
                 self.buffer.reset(keep_statistics=True)
             else:
                 assert isinstance(self.algorithm, RewardWeightedSFT)
                 seconds = 0.0
-                stats = self.algorithm.learn(self.batch_size, self.config.passes)
+                stats = self.algorithm.learn(self.config.minibatch(), self.config.passes)
         self.iteration += 1
         record = self._record(stats, seconds, time.perf_counter() - start)
         self.history.append(record)
@@ -243,7 +237,7 @@ class Training:
         if self._on_episodes is not None:
             self._on_episodes(episodes)
 
-    def _record(self, stats: DenoisingStats, rollout_seconds: float, seconds: float) -> Record:
+    def _record(self, stats: TrainingStats, rollout_seconds: float, seconds: float) -> Record:
         record: Record = {"iteration": self.iteration}
         if self.episodes:
             rewards = np.concatenate([e.rewards for e in self.episodes])

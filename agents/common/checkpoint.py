@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from tianshou.algorithm import A2C, Reinforce
+from tianshou.algorithm.algorithm_base import OnPolicyAlgorithm
+from tianshou.utils import RunningMeanStd
 
 from agents.common.algorithm import DenoisingAlgorithm
 
@@ -74,7 +77,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def algorithm_state(algorithm: DenoisingAlgorithm, *, transitions: bool) -> dict[str, Any]:
+def algorithm_state(algorithm: OnPolicyAlgorithm[Any], *, transitions: bool) -> dict[str, Any]:
     """Trained parameters, optimizers, learning-rate schedules, and what else the algorithm remembers.
 
     Args:
@@ -85,11 +88,11 @@ def algorithm_state(algorithm: DenoisingAlgorithm, *, transitions: bool) -> dict
         "parameters": {n: p.detach() for n, p in algorithm.named_parameters() if p.requires_grad},
         "optimizers": [optimizer.state_dict() for optimizer in algorithm._optimizers],
         "lr_schedulers": [scheduler.state_dict() for scheduler in algorithm.lr_schedulers],
-        "extra": algorithm.extra_state(transitions=transitions),
+        "extra": _extra_state(algorithm, transitions),
     }
 
 
-def load_algorithm_state(algorithm: DenoisingAlgorithm, state: dict[str, Any]) -> None:
+def load_algorithm_state(algorithm: OnPolicyAlgorithm[Any], state: dict[str, Any]) -> None:
     """Take up what `algorithm_state` gave.
 
     Raises:
@@ -107,4 +110,28 @@ def load_algorithm_state(algorithm: DenoisingAlgorithm, state: dict[str, Any]) -
         optimizer.load_state_dict(saved_optimizer)
     for scheduler, saved_scheduler in zip(algorithm.lr_schedulers, state["lr_schedulers"], strict=True):
         scheduler.load_state_dict(saved_scheduler)
-    algorithm.load_extra_state(state["extra"])
+    _load_extra_state(algorithm, state["extra"])
+
+
+def _extra_state(algorithm: OnPolicyAlgorithm[Any], transitions: bool) -> dict[str, Any]:
+    if isinstance(algorithm, DenoisingAlgorithm):
+        return algorithm.extra_state(transitions=transitions)
+    statistics = _return_statistics(algorithm)
+    return {"mean": float(statistics.mean), "var": float(statistics.var), "count": int(statistics.count)}
+
+
+def _load_extra_state(algorithm: OnPolicyAlgorithm[Any], state: dict[str, Any]) -> None:
+    if isinstance(algorithm, DenoisingAlgorithm):
+        algorithm.load_extra_state(state)
+        return
+    statistics = _return_statistics(algorithm)
+    statistics.mean, statistics.var, statistics.count = state["mean"], state["var"], state["count"]
+
+
+def _return_statistics(algorithm: OnPolicyAlgorithm[Any]) -> RunningMeanStd:
+    """What Tianshou's own algorithms remember of the returns."""
+    if isinstance(algorithm, Reinforce):
+        return algorithm.discounted_return_computation.ret_rms
+    if isinstance(algorithm, A2C):  # PPO is one
+        return algorithm.ret_rms
+    raise TypeError(f"checkpoints of {type(algorithm).__name__} are not supported: derive it from DenoisingAlgorithm")

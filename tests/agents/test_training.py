@@ -19,7 +19,16 @@ import torch
 from agents import cli, run_directory
 from agents.common import checkpoint
 from agents.common.sampling import sample_pictures
-from agents.config import AGENTS, DDPOConfig, DPOKConfig, EvaluateConfig, SFTConfig
+from agents.config import (
+    AGENTS,
+    A2CConfig,
+    DDPOConfig,
+    DPOKConfig,
+    EvaluateConfig,
+    PPOConfig,
+    ReinforceConfig,
+    SFTConfig,
+)
 from agents.evaluation import diversity_interval, evaluate, load_trained, mean_interval, share_interval, summary
 from agents.report import write_report
 from agents.run_directory import RunError
@@ -60,6 +69,9 @@ def assert_equal_runs(one: Path, other: Path) -> None:
         (DPOKConfig, {}),
         (DPOKConfig, {"rollouts": 2, "value_function": True}),
         (SFTConfig, {"pool": 4, "regulariser": "kl-o"}),
+        (ReinforceConfig, {}),
+        (A2CConfig, {"batch_size": 5}),
+        (PPOConfig, {}),
     ],
 )
 def test_a_resumed_run_equals_one_that_was_not_stopped(

@@ -156,7 +156,7 @@ def train_reader(
     """Trains on fresh scenes of all combinations, and on redrawn ones."""
     torch.manual_seed(config.loop.seed)
     device = config.loop.device
-    net = ReaderNet().to(device, memory_format=torch.channels_last).train()
+    net = ReaderNet().to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     # Most nouns are absent from a picture; the present ones must not drown.
     count_weight = torch.tensor([ABSENT_WEIGHT] + [1.0] * MAX_COUNT, device=device)
 
