@@ -15,7 +15,7 @@ from agents.common.checkpoint import write_atomically
 from agents.common.reference import Reference
 from agents.common.sampling import sample_pictures
 from agents.config import EvaluateConfig, TrainConfig, prompt_spec
-from agents.run_directory import CHECKPOINT, EVALUATION, PICTURE, RunError
+from agents.run_directory import CHECKPOINT, EVALUATION, PICTURE, SCORES, RunError
 from agents.training import make_actor
 from diffusion_gym.pipelines import Pipeline, load_pipeline
 from diffusion_gym.prompts import load_prompts
@@ -63,13 +63,18 @@ def load_trained(
 
 
 def evaluate(
-    config: TrainConfig, settings: EvaluateConfig, *, show: Callable[[str], None] = lambda text: None
+    config: TrainConfig,
+    settings: EvaluateConfig,
+    *,
+    folder: Path | None = None,
+    show: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Sample, judge and compare; writes `evaluation.json` and `before_after.png` into the run's directory.
+    """Sample, judge and compare; writes `evaluation.json`, `scores.json` and `before_after.png`.
 
     Args:
         config: the run's configuration.
         settings: how many pictures, of which noise.
+        folder: where the files go; by default the run's directory.
         show: called with what is being done.
 
     Raises:
@@ -80,7 +85,9 @@ def evaluate(
     prompts = [texts[i % len(texts)] for i in range(settings.pictures)]
     seeds = [settings.seed + i for i in range(settings.pictures)]
     judges = make_judges(config, settings, prompts, pipeline.device)
+    folder = folder or config.out
     pictures: dict[str, Tensor] = {}
+    scores: dict[str, Any] = {"prompts": prompts, "seeds": seeds}
     report: dict[str, Any] = {
         "iterations": iterations,
         "pictures": settings.pictures,
@@ -101,10 +108,13 @@ def evaluate(
         )
         pictures[name] = samples.images
         assert samples.kl is not None
-        report[name] = measure(samples.images, prompts, judges) | {"kl": mean_interval(samples.kl.double().numpy())}
-    write_atomically(config.out / PICTURE, lambda path: save_before_after(path, pictures, prompts))
-    text = json.dumps(report, indent=2) + "\n"
-    write_atomically(config.out / EVALUATION, lambda path: path.write_text(text))
+        found = score(samples.images, prompts, judges) | {"kl": samples.kl.double().numpy()}
+        scores[name] = {key: [round(float(value), 5) for value in values] for key, values in found.items()}
+        report[name] = {key: share_interval(v) if key == "reader" else mean_interval(v) for key, v in found.items()}
+        report[name]["diversity"] = diversity_interval(samples.images, prompts)
+    write_atomically(folder / PICTURE, lambda path: save_before_after(path, pictures, prompts))
+    write_atomically(folder / SCORES, lambda path: path.write_text(json.dumps(scores) + "\n"))
+    write_atomically(folder / EVALUATION, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
     return report
 
 
@@ -128,26 +138,25 @@ def make_judges(
     return judges
 
 
-def measure(images: Tensor, prompts: Sequence[str], judges: dict[str, Any]) -> dict[str, Interval]:
-    """Each judge's mean with its 95% interval; the reader's share of pictures in which all is right; diversity.
+def score(images: Tensor, prompts: Sequence[str], judges: dict[str, Any]) -> dict[str, Floats]:
+    """What each judge gives each picture, (B,); the reader also says in which of them all is right (0 or 1).
 
     Args:
         images: (B, 3, H, W) float32 in [0, 1].
         prompts: B prompts.
         judges: rewards by name.
     """
-    measured: dict[str, Interval] = {}
+    found: dict[str, Floats] = {}
     metadata: list[dict[str, Any]] = [{} for _ in prompts]
     for name, judge in judges.items():
         scores = judge(images, prompts, metadata)
-        measured[name] = mean_interval(scores.total.double().numpy())
+        found[name] = scores.total.double().numpy()
         if name == "reader_fraction":
-            measured["reader"] = share_interval((scores.total == 1).numpy())
+            found["reader"] = (found[name] == 1).astype(np.float64)
         if name == "reward" and len(scores.terms) > 1:
             for term, values in scores.terms.items():
-                measured[f"reward/{term}"] = mean_interval(values.double().numpy())
-    measured["diversity"] = diversity_interval(images, prompts)
-    return measured
+                found[f"reward/{term}"] = values.double().numpy()
+    return found
 
 
 def mean_interval(values: Floats) -> Interval:
@@ -157,7 +166,7 @@ def mean_interval(values: Floats) -> Interval:
     return {"mean": mean, "low": mean - margin, "high": mean + margin}
 
 
-def share_interval(right: npt.NDArray[np.bool_]) -> Interval:
+def share_interval(right: Floats) -> Interval:
     """A share and its 95% Wilson interval, which has a width at 0 and 1 too."""
     n, p, z = len(right), float(right.mean()), 1.96
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)

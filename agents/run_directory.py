@@ -5,7 +5,7 @@ checkpoint.pt                            everything needed to go on
 pytorch_lora_weights.safetensors         adapters, for pipe.load_lora_weights(DIR); or
 pipeline/                                the whole model, for StableDiffusionPipeline.from_pretrained
 history.jsonl, tensorboard/              curves
-evaluation.json, before_after.png        from `diffusion-gym evaluate`
+evaluation.json, before_after.png        from `diffusion-gym evaluate`; scores.json has every picture's scores
 report.html                              from `diffusion-gym report`
 """
 
@@ -17,7 +17,7 @@ from agents.config import TrainConfig, config_from_json
 
 CONFIG, CHECKPOINT, HISTORY = "config.json", "checkpoint.pt", "history.jsonl"
 EVALUATION, PICTURE, REPORT, SUMMARY = "evaluation.json", "before_after.png", "report.html", "summary.json"
-PIPELINE, TENSORBOARD = "pipeline", "tensorboard"
+SCORES, PIPELINE, TENSORBOARD = "scores.json", "pipeline", "tensorboard"
 
 
 class RunError(Exception):

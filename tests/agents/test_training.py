@@ -187,6 +187,9 @@ def test_evaluation_and_report(settings: dict[str, Any]) -> None:
     for values in (*report["before"].values(), *report["after"].values()):
         assert values["low"] <= values["mean"] <= values["high"]
     assert summary(report, 1.0)["reward_after"] == report["after"]["reward"]
+    scores = json.loads((config.out / run_directory.SCORES).read_text())
+    assert len(scores["prompts"]) == len(scores["seeds"]) == 6
+    assert np.mean(scores["after"]["reward"]) == pytest.approx(report["after"]["reward"]["mean"], abs=1e-4)
     page = write_report(config.out).read_text()
     assert page.count("data:image/png;base64,") == 2
     assert "http" not in page
@@ -194,6 +197,16 @@ def test_evaluation_and_report(settings: dict[str, Any]) -> None:
     assert (config.out / "before_after.png").read_bytes().startswith(b"\x89PNG")
     cli.main(["sample", str(config.out), "--pictures", "2", "--seed", "5", "--device", "cpu"])
     assert sorted(path.name for path in (config.out / "samples").iterdir()) == ["5.png", "6.png"]
+
+
+def test_other_prompts_are_evaluated_apart(settings: dict[str, Any]) -> None:
+    config = DPOKConfig(**{**settings, "iterations": 1})
+    cli.train(config)
+    folder = config.out / "unseen"
+    report = evaluate(config, EvaluateConfig(pictures=4, prompts=("a fox", "a cow")), folder=folder)
+    assert report["prompts"] == ["a cow", "a fox"]
+    assert (folder / run_directory.EVALUATION).is_file()
+    assert not (config.out / run_directory.EVALUATION).exists()
 
 
 def test_another_run_is_not_overwritten(settings: dict[str, Any]) -> None:
@@ -284,7 +297,7 @@ def test_intervals() -> None:
     values = np.random.default_rng(0).normal(2.0, 1.0, 400)
     interval = mean_interval(values)
     assert interval["high"] - interval["mean"] == pytest.approx(1.96 / 20, rel=0.1)
-    assert share_interval(np.ones(20, dtype=bool)) == pytest.approx({"mean": 1.0, "low": 0.839, "high": 1.0}, abs=1e-3)
+    assert share_interval(np.ones(20)) == pytest.approx({"mean": 1.0, "low": 0.839, "high": 1.0}, abs=1e-3)
     same = torch.full((4, 3, 16, 16), 0.5)
     assert diversity_interval(same, ["a"] * 4)["mean"] == 0
     apart = same + torch.tensor([0.2, -0.2, 0.2, -0.2]).view(4, 1, 1, 1)
