@@ -1,0 +1,90 @@
+"""The trainings of a benchmark: named, resumable, in as many processes as asked for.
+
+A job is a training and its evaluations. What is finished is not done again; what was killed goes on where it was.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from agents.config import EvaluateConfig, TrainConfig
+from agents.run_directory import CHECKPOINT, CONFIG, EVALUATION, TENSORBOARD, read_history
+
+LOG = "log.txt"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training with its evaluations.
+
+    Attributes:
+        name: its directory, e.g. "dpok/a green rabbit/0".
+        config: settings; `out` and `resume` are set when it runs.
+        evaluations: settings by name; each has a directory of its own in the job's.
+    """
+
+    name: str
+    config: TrainConfig
+    evaluations: Mapping[str, EvaluateConfig] = field(default_factory=dict)
+
+    def is_done(self, out: Path) -> bool:
+        """Whether all of it is there."""
+        return all((out / self.name / key / EVALUATION).is_file() for key in self.evaluations)
+
+
+def run_jobs(jobs: Sequence[Job], *, out: Path, processes: int = 1) -> None:
+    """Run what is not done yet, each in one thread of one of `processes` processes.
+
+    Args:
+        jobs: with different names.
+        out: where their directories are.
+        processes: at most as many as there are cores.
+
+    Raises:
+        ValueError: two jobs have the same name, or `processes` is not positive.
+        Exception: what the first failing job raised; the others that had begun are finished.
+    """
+    if processes < 1:
+        raise ValueError(f"processes must be 1 or more, got {processes}")
+    if len({job.name for job in jobs}) < len(jobs):
+        raise ValueError("jobs must have different names")
+    left = [job for job in jobs if not job.is_done(out)]
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # before the processes import torch
+    with (
+        ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool,
+        tqdm(total=len(jobs), initial=len(jobs) - len(left), desc=out.name, unit="run") as bar,
+    ):
+        futures = {pool.submit(run_job, job, out): job for job in left}
+        for future in as_completed(futures):
+            try:
+                future.result()
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+            bar.update()
+
+
+def run_job(job: Job, out: Path) -> None:
+    """Train and evaluate; what it prints goes into `log.txt`."""
+    from agents import cli
+    from agents.evaluation import evaluate
+
+    folder = out / job.name
+    config = replace(job.config, out=folder, resume=(folder / CONFIG).is_file())
+    log = folder.with_name(f"{folder.name}.{LOG}")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as stream, contextlib.redirect_stderr(stream), contextlib.redirect_stdout(stream):
+        finished = (folder / CHECKPOINT).is_file() and len(read_history(folder)) >= config.iterations
+        if not finished:
+            cli.train(config)
+        for key, settings in job.evaluations.items():
+            if not (folder / key / EVALUATION).is_file():
+                evaluate(config, settings, folder=folder / key)
+    shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
