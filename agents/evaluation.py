@@ -109,7 +109,8 @@ def evaluate(
         pictures[name] = samples.images
         assert samples.kl is not None
         found = score(samples.images, prompts, judges) | {"kl": samples.kl.double().numpy()}
-        scores[name] = {key: [round(float(value), 5) for value in values] for key, values in found.items()}
+        kept = found | {"diversity": distance_to_others(samples.images, prompts)}
+        scores[name] = {key: [round(float(value), 5) for value in values] for key, values in kept.items()}
         report[name] = {key: share_interval(v) if key == "reader" else mean_interval(v) for key, v in found.items()}
         report[name]["diversity"] = diversity_interval(samples.images, prompts)
     write_atomically(folder / PICTURE, lambda path: save_before_after(path, pictures, prompts))
@@ -180,9 +181,7 @@ def diversity_interval(images: Tensor, prompts: Sequence[str]) -> Interval:
     Pictures are compared at 16 x 16, so that layout and colour count and noise does not. The 95% interval is a
     bootstrap over pictures.
     """
-    small_BF = torch.nn.functional.adaptive_avg_pool2d(images, 16).flatten(1).double()
-    groups = [[i for i, p in enumerate(prompts) if p == prompt] for prompt in dict.fromkeys(prompts)]
-    distances = [torch.cdist(small_BF[g], small_BF[g]).numpy() / small_BF.shape[1] ** 0.5 for g in groups if len(g) > 1]
+    distances = [distance for _, distance in _distances(images, prompts)]
     if not distances:
         return {"mean": 0.0, "low": 0.0, "high": 0.0}
     rng = np.random.default_rng(0)
@@ -190,6 +189,22 @@ def diversity_interval(images: Tensor, prompts: Sequence[str]) -> Interval:
     draws = [np.mean([_pair_mean(d, rng.integers(len(d), size=len(d))) for d in distances]) for _ in range(_RESAMPLES)]
     low, high = np.percentile(draws, [2.5, 97.5])
     return {"mean": float(np.mean(means)), "low": float(low), "high": float(high)}
+
+
+def distance_to_others(images: Tensor, prompts: Sequence[str]) -> Floats:
+    """Each picture's mean difference to the others of its prompt, (B,), as `diversity_interval`; 0 without others."""
+    found = np.zeros(len(prompts))
+    for rows, distance in _distances(images, prompts):
+        found[rows] = distance.sum(1) / (len(rows) - 1)
+    return found
+
+
+def _distances(images: Tensor, prompts: Sequence[str]) -> list[tuple[list[int], Floats]]:
+    """For each prompt with several pictures: which those are, and their differences (N, N)."""
+    small_BF = torch.nn.functional.adaptive_avg_pool2d(images, 16).flatten(1).double()
+    groups = [[i for i, p in enumerate(prompts) if p == prompt] for prompt in dict.fromkeys(prompts)]
+    scale = small_BF.shape[1] ** 0.5
+    return [(g, torch.cdist(small_BF[g], small_BF[g]).numpy() / scale) for g in groups if len(g) > 1]
 
 
 def _pair_mean(distance: Floats, chosen: npt.NDArray[np.int64]) -> float:

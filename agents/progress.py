@@ -14,13 +14,13 @@ class ProgressLine:
 
     Args:
         total: iterations of the run.
-        stream: where to write.
+        stream: where to write; by default stderr.
     """
 
-    def __init__(self, total: int, stream: TextIO = sys.stderr) -> None:
+    def __init__(self, total: int, stream: TextIO | None = None) -> None:
         self.total = total
-        self.stream = stream
-        self._live = stream.isatty()
+        self.stream = sys.stderr if stream is None else stream
+        self._live = self.stream.isatty()
         self._seconds: list[float] = []
 
     def show(self, record: dict[str, Any]) -> None:

@@ -3,10 +3,10 @@
 A job is a training and its evaluations. What is finished is not done again; what was killed goes on where it was.
 """
 
-import contextlib
 import multiprocessing
 import os
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
@@ -16,8 +16,6 @@ from tqdm import tqdm
 
 from agents.config import EvaluateConfig, TrainConfig
 from agents.run_directory import CHECKPOINT, CONFIG, EVALUATION, TENSORBOARD, read_history
-
-LOG = "log.txt"
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,9 @@ def run_jobs(jobs: Sequence[Job], *, out: Path, processes: int = 1) -> None:
     left = [job for job in jobs if not job.is_done(out)]
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # before the processes import torch
     with (
-        ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool,
+        ProcessPoolExecutor(
+            processes, multiprocessing.get_context("spawn"), initializer=_write_into, initargs=(out / "logs",)
+        ) as pool,
         tqdm(total=len(jobs), initial=len(jobs) - len(left), desc=out.name, unit="run") as bar,
     ):
         futures = {pool.submit(run_job, job, out): job for job in left}
@@ -72,19 +72,24 @@ def run_jobs(jobs: Sequence[Job], *, out: Path, processes: int = 1) -> None:
 
 
 def run_job(job: Job, out: Path) -> None:
-    """Train and evaluate; what it prints goes into `log.txt`."""
+    """Train and evaluate."""
     from agents import cli
     from agents.evaluation import evaluate
 
     folder = out / job.name
     config = replace(job.config, out=folder, resume=(folder / CONFIG).is_file())
-    log = folder.with_name(f"{folder.name}.{LOG}")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as stream, contextlib.redirect_stderr(stream), contextlib.redirect_stdout(stream):
-        finished = (folder / CHECKPOINT).is_file() and len(read_history(folder)) >= config.iterations
-        if not finished:
-            cli.train(config)
-        for key, settings in job.evaluations.items():
-            if not (folder / key / EVALUATION).is_file():
-                evaluate(config, settings, folder=folder / key)
+    print(f"--- {job.name}", flush=True)
+    if not (folder / CHECKPOINT).is_file() or len(read_history(folder)) < config.iterations:
+        cli.train(config)
+    for key, settings in job.evaluations.items():
+        if not (folder / key / EVALUATION).is_file():
+            evaluate(config, settings, folder=folder / key)
     shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
+
+
+def _write_into(folder: Path) -> None:
+    """Send what this process prints into a file of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = os.open(folder / f"{os.getpid()}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(file, stream.fileno())

@@ -189,6 +189,7 @@ def test_evaluation_and_report(settings: dict[str, Any]) -> None:
     assert summary(report, 1.0)["reward_after"] == report["after"]["reward"]
     scores = json.loads((config.out / run_directory.SCORES).read_text())
     assert len(scores["prompts"]) == len(scores["seeds"]) == 6
+    assert np.mean(scores["after"]["diversity"]) == pytest.approx(report["after"]["diversity"]["mean"], abs=1e-4)
     assert np.mean(scores["after"]["reward"]) == pytest.approx(report["after"]["reward"]["mean"], abs=1e-4)
     page = write_report(config.out).read_text()
     assert page.count("data:image/png;base64,") == 2

@@ -1,0 +1,262 @@
+"""DPOK's claims (Fan et al. 2023), at small scale.
+
+    python -m benchmarks.dpok_claims [--quick] [--processes 2] [--out runs/dpok_claims]
+
+On each of DPOK's four prompts: supervised fine-tuning with KL-O, reinforcement learning without the KL, and with it
+(DPOK), from equal numbers of generated pictures, rewarded by `emoji_preference`; the reader, the quality judge and the
+diversity of the pictures only watch. On the multi-prompt grammar: DPOK with and without the value function, and what
+carries over to combinations of words that no training picture showed.
+
+Writes `dpok_claims.json`, `.csv` and `.png` into `benchmarks/results` (with `--quick` into `--out`).
+"""
+
+import argparse
+import csv
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.config import DPOKConfig, EvaluateConfig, SFTConfig, TrainConfig
+from agents.run_directory import SCORES, read_history
+from benchmarks.intervals import Floats, apart, bootstrap
+from benchmarks.jobs import Job, run_jobs
+from diffusion_gym.emoji.grammar import PROBES, held_out_prompts, training_prompts
+
+RESULTS = Path(__file__).parent / "results"
+MEASURES = ("reward", "reader", "quality", "diversity", "kl")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is done.
+
+    Attributes:
+        seeds: of the trainings.
+        probes: the single prompts.
+        iterations: of a single-prompt training.
+        pictures: pictures an iteration.
+        many_iterations: of a multi-prompt training.
+        many_pictures: pictures an iteration of those.
+        evaluated: pictures a model in an evaluation.
+        steps: denoising steps.
+        model: the model.
+        reward: the reward trained on.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    probes: tuple[str, ...] = PROBES
+    iterations: int = 30
+    pictures: int = 32
+    many_iterations: int = 40
+    many_pictures: int = 64
+    evaluated: int = 64
+    steps: int = 10
+    model: str = "emoji"
+    reward: str = "emoji_preference"
+
+
+QUICK = Plan(seeds=(0,), iterations=6, pictures=16, many_iterations=4, many_pictures=16, evaluated=16)
+
+
+def methods(plan: Plan) -> dict[str, TrainConfig]:
+    """The ways to fine-tune on one prompt; chosen on other prompts and seeds than those reported, see the page."""
+    rl = DPOKConfig(iterations=plan.iterations, pictures=plan.pictures)
+    # The first iterations gather the pictures of the pretrained model, then come ten passes over them.
+    sft = SFTConfig(
+        weighting="reward",
+        shift=1.0,
+        regulariser="kl-o",
+        pool=plan.iterations * plan.pictures,
+        iterations=plan.iterations + 5,
+        pictures=plan.pictures,
+    )
+    return {"sft": sft, "rl": replace(rl, kl_weight=0.0), "rl_kl": rl}
+
+
+def prompt_sample(prompts: Sequence[str], count: int, seed: int) -> tuple[str, ...]:
+    """Some prompts of a set, the same for all trainings."""
+    return tuple(np.random.default_rng(seed).permutation(list(prompts))[:count].tolist())
+
+
+def jobs(plan: Plan) -> list[Job]:
+    """All trainings."""
+    found = []
+    for seed in plan.seeds:
+        common: dict[str, Any] = {"model": plan.model, "reward": plan.reward, "steps": plan.steps, "seed": seed}
+        for name, config in methods(plan).items():
+            for probe in plan.probes:
+                evaluations = {"probe": EvaluateConfig(pictures=plan.evaluated)}
+                found.append(Job(f"{name}/{probe}/{seed}", replace(config, prompts=(probe,), **common), evaluations))
+        for name, critic in (("many", False), ("many_value", True)):
+            config = DPOKConfig(
+                prompts=("emoji/train",),
+                value_function=critic,
+                iterations=plan.many_iterations,
+                pictures=plan.many_pictures,
+                **common,
+            )
+            count = 4 * plan.evaluated
+            evaluations = {
+                "train": EvaluateConfig(prompts=prompt_sample(training_prompts(), count, 1), pictures=count),
+                "held_out": EvaluateConfig(prompts=prompt_sample(held_out_prompts(), count, 2), pictures=count),
+            }
+            found.append(Job(f"{name}/{seed}", config, evaluations))
+    return found
+
+
+def scores(out: Path, names: Sequence[str], evaluation: str, when: str, measure: str) -> list[Floats]:
+    """Each seed's scores of one measure, (B,) each."""
+    read = [json.loads((out / name / evaluation / SCORES).read_text()) for name in names]
+    return [np.array(found[when][measure]) for found in read]
+
+
+def single_prompt(plan: Plan, out: Path) -> dict[str, Any]:
+    """Each method on each probe and on their mean, and what the claims come to."""
+    table: dict[str, Any] = {}
+    for method in ("base", *methods(plan)):
+        source, when = ("rl_kl", "before") if method == "base" else (method, "after")
+        table[method] = {}
+        for measure in MEASURES:
+            groups = [
+                scores(out, [f"{source}/{probe}/{seed}" for seed in plan.seeds], "probe", when, measure)
+                for probe in plan.probes
+            ]
+            found = {probe: bootstrap([group]) for probe, group in zip(plan.probes, groups, strict=True)}
+            table[method][measure] = {**found, "mean": bootstrap(groups)}
+
+    def better(one: str, other: str, measure: str, probe: str) -> bool:
+        a, b = table[one][measure][probe], table[other][measure][probe]
+        return a["mean"] > b["mean"] and apart(a, b)
+
+    gain = table["rl_kl"]["reader"]["mean"]["mean"] - table["base"]["reader"]["mean"]["mean"]
+    quality = {method: table[method]["quality"]["mean"]["mean"] for method in table}
+    claims = {
+        "probes_where_rl_kl_beats_sft_on_reward": [p for p in plan.probes if better("rl_kl", "sft", "reward", p)],
+        "rl_kl_beats_sft_on_mean_reader": better("rl_kl", "sft", "reader", "mean"),
+        "reader_points_gained_by_rl_kl": round(100 * gain, 1),
+        "quality_of_rl_kl_over_base": round(quality["rl_kl"] / quality["base"], 3),
+        "kl_term_keeps_quality": better("rl_kl", "rl", "quality", "mean"),
+        "kl_term_keeps_diversity": better("rl_kl", "rl", "diversity", "mean"),
+    }
+    return {"table": table, "claims": claims}
+
+
+def smoothed(values: Sequence[float], window: int = 5) -> Floats:
+    """Running mean over the last `window` values."""
+    return np.array([np.mean(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values))])
+
+
+def pictures_to_level(curve: Floats, level: float, pictures: int) -> int | None:
+    """Pictures after which a curve stays at or above a level; None if it does not."""
+    below = np.flatnonzero(curve < level)
+    first = 0 if not len(below) else int(below[-1]) + 1
+    return (first + 1) * pictures if first < len(curve) else None
+
+
+def multi_prompt(plan: Plan, out: Path) -> dict[str, Any]:
+    """Original against RL on training prompts and held-out combinations, and the value function's curves."""
+    table: dict[str, Any] = {}
+    curves: dict[str, list[list[float]]] = {}
+    for name in ("many", "many_value"):
+        names = [f"{name}/{seed}" for seed in plan.seeds]
+        curves[name] = [[record["reward"] for record in read_history(out / run)] for run in names]
+        table[name] = {
+            split: {
+                when: {m: bootstrap([scores(out, names, split, when, m)]) for m in ("reward", "reader", "quality")}
+                for when in ("before", "after")
+            }
+            for split in ("train", "held_out")
+        }
+    mean = {name: smoothed(np.mean(curves[name], axis=0).tolist()) for name in curves}
+    needed = pictures_to_level(mean["many_value"], float(mean["many"][-1]), plan.many_pictures)
+
+    def gained(name: str, split: str) -> float:
+        found = table[name][split]
+        return float(found["after"]["reward"]["mean"] - found["before"]["reward"]["mean"])
+
+    return {
+        "table": table,
+        "curves": curves,
+        "claims": {
+            "pictures_without_value": plan.many_iterations * plan.many_pictures,
+            "pictures_with_value_to_the_same_reward": needed,
+            "share_of_gain_that_carries_over": {n: round(gained(n, "held_out") / gained(n, "train"), 3) for n in table},
+        },
+    }
+
+
+def write_csv(result: dict[str, Any], path: Path) -> None:
+    """One line a number of the single-prompt table."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["method", "measure", "prompt", "mean", "low", "high"])
+        for method, measures in result["single_prompt"]["table"].items():
+            for measure, probes in measures.items():
+                for probe, found in probes.items():
+                    writer.writerow([method, measure, probe, *(f"{found[k]:.4f}" for k in ("mean", "low", "high"))])
+
+
+def plot(result: dict[str, Any], path: Path, plan: Plan) -> None:
+    """Bars of each measure for each probe and method; the multi-prompt curves."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    axes = figure.subplots(2, 3).flatten()
+    table = result["single_prompt"]["table"]
+    columns = [*plan.probes, "mean"]
+    for axis, measure in zip(axes, ("reward", "reader", "quality", "diversity", "kl"), strict=False):
+        for i, method in enumerate(table):
+            found = [table[method][measure][column] for column in columns]
+            x = np.arange(len(columns)) + (i - 1.5) * 0.2
+            mean = np.array([f["mean"] for f in found])
+            spread = np.abs(np.array([[f["low"] for f in found], [f["high"] for f in found]]) - mean)
+            axis.bar(x, mean, 0.2, yerr=spread, label=method, capsize=2)
+        axis.set_xticks(range(len(columns)), [c.replace(" ", "\n", 2) for c in columns], fontsize=7)
+        axis.set_title({"kl": "KL to the pretrained model, nats"}.get(measure, measure))
+    axes[0].legend(fontsize=8)
+    for name, label in (("many", "without value function"), ("many_value", "with value function")):
+        curve = np.mean(result["multi_prompt"]["curves"][name], axis=0).tolist()
+        pictures = np.arange(1, len(curve) + 1) * plan.many_pictures
+        axes[5].plot(pictures, smoothed(curve), label=label)
+    axes[5].set_title("many prompts: reward against pictures")
+    axes[5].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Run and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the work, to see that it runs")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=None, help="directory of the trainings")
+    given = parser.parse_args()
+    plan = QUICK if given.quick else Plan()
+    out = given.out or Path("runs/dpok_claims-quick" if given.quick else "runs/dpok_claims")
+    run_jobs(jobs(plan), out=out, processes=given.processes)
+    write(plan, out, out if given.quick else RESULTS)
+
+
+def write(plan: Plan, out: Path, results: Path) -> dict[str, Any]:
+    """Collect finished trainings into `results`."""
+    result: dict[str, Any] = {
+        "command": "python -m benchmarks.dpok_claims",
+        "machine": f"{platform.machine()}, no GPU, one thread a training",
+        "seeds": list(plan.seeds),
+        "single_prompt": single_prompt(plan, out),
+        "multi_prompt": multi_prompt(plan, out),
+    }
+    results.mkdir(parents=True, exist_ok=True)
+    (results / "dpok_claims.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_csv(result, results / "dpok_claims.csv")
+    plot(result, results / "dpok_claims.png", plan)
+    print(json.dumps({part: result[part]["claims"] for part in ("single_prompt", "multi_prompt")}, indent=2))
+    return result
+
+
+if __name__ == "__main__":
+    main()

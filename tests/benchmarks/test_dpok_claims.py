@@ -1,0 +1,97 @@
+"""The benchmark of DPOK's claims, in miniature: it trains, goes on after a kill, and collects what was measured."""
+
+import json
+
+import numpy as np
+import pytest
+
+from agents.run_directory import HISTORY, SCORES, read_history
+from benchmarks import dpok_claims
+from benchmarks.dpok_claims import Plan, jobs, pictures_to_level, smoothed
+from benchmarks.intervals import apart, bootstrap
+from benchmarks.jobs import Job, run_jobs
+
+MINIATURE = Plan(
+    seeds=(0,),
+    probes=("a cat and a dog",),
+    iterations=1,
+    pictures=4,
+    many_iterations=1,
+    many_pictures=4,
+    evaluated=4,
+    steps=2,
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("dpok_claims")
+    run_jobs(jobs(MINIATURE), out=out, processes=1)
+    return out
+
+
+def test_every_number_of_the_table_is_that_of_its_pictures(finished, tmp_path, capsys):
+    result = dpok_claims.write(MINIATURE, finished, tmp_path)
+    table = result["single_prompt"]["table"]
+    assert list(table) == ["base", "sft", "rl", "rl_kl"]
+    for method, measures in table.items():
+        source, when = ("rl_kl", "before") if method == "base" else (method, "after")
+        scores = json.loads((finished / source / "a cat and a dog" / "0" / "probe" / SCORES).read_text())[when]
+        for measure, found in measures.items():
+            assert found["mean"]["mean"] == pytest.approx(np.mean(scores[measure]))
+            assert found["mean"]["low"] <= found["mean"]["mean"] <= found["mean"]["high"]
+    assert table["base"]["kl"]["mean"]["mean"] == 0
+    assert set(result["multi_prompt"]["table"]["many"]) == {"train", "held_out"}
+    assert json.loads((tmp_path / "dpok_claims.json").read_text())["seeds"] == [0]
+    lines = (tmp_path / "dpok_claims.csv").read_text().splitlines()
+    assert len(lines) == 1 + 4 * 5 * 2
+    assert (tmp_path / "dpok_claims.png").stat().st_size > 10_000
+    assert "reader_points_gained_by_rl_kl" in capsys.readouterr().out
+
+
+def test_the_same_number_of_pictures_reaches_every_method(finished):
+    made = {}
+    for method in ("sft", "rl", "rl_kl"):
+        history = read_history(finished / method / "a cat and a dog" / "0")
+        made[method] = sum("reward" in record for record in history) * MINIATURE.pictures
+    assert set(made.values()) == {MINIATURE.iterations * MINIATURE.pictures}
+
+
+def test_finished_jobs_are_left_alone(finished):
+    files = sorted(finished.rglob(HISTORY))
+    before = [path.stat().st_mtime_ns for path in files]
+    run_jobs(jobs(MINIATURE), out=finished, processes=1)
+    assert [path.stat().st_mtime_ns for path in files] == before
+
+
+def test_jobs_of_one_name_are_refused(tmp_path):
+    job = jobs(MINIATURE)[0]
+    with pytest.raises(ValueError, match="different names"):
+        run_jobs([job, Job(job.name, job.config)], out=tmp_path)
+    with pytest.raises(ValueError, match="processes"):
+        run_jobs([job], out=tmp_path, processes=0)
+
+
+def test_the_bootstrap_covers_a_known_mean():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for trial in range(60):
+        groups = [[rng.normal(seed_mean, 1.0, 40) for seed_mean in rng.normal(2.0, 0.3, 6)]]
+        found = bootstrap(groups, seed=trial)
+        hits += found["low"] <= 2.0 <= found["high"]
+    assert 48 <= hits <= 60
+    one = bootstrap([[np.zeros(5)], [np.full(5, 3.0)]], lambda a, b: b - a)
+    assert one == {"mean": 3.0, "low": 3.0, "high": 3.0}
+
+
+def test_intervals_that_touch_are_not_apart():
+    assert apart({"low": 0.0, "high": 1.0}, {"low": 1.1, "high": 2.0})
+    assert not apart({"low": 0.0, "high": 1.1}, {"low": 1.1, "high": 2.0})
+
+
+def test_the_level_must_be_kept_not_only_touched():
+    curve = np.array([0.0, 2.0, 0.0, 1.0, 2.0])
+    assert pictures_to_level(curve, 1.0, 10) == 40
+    assert pictures_to_level(curve, 3.0, 10) is None
+    assert pictures_to_level(curve, -1.0, 10) == 10
+    assert smoothed([0.0, 2.0, 4.0], window=2).tolist() == [0.0, 1.0, 3.0]
