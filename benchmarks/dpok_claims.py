@@ -10,10 +10,8 @@ carries over to combinations of words that no training picture showed.
 Writes `dpok_claims.json`, `.csv` and `.png` into `benchmarks/results` (with `--quick` into `--out`).
 """
 
-import argparse
 import csv
 import json
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,11 +21,11 @@ import numpy as np
 
 from agents.config import DPOKConfig, EvaluateConfig, SFTConfig, TrainConfig
 from agents.run_directory import SCORES, read_history
+from benchmarks.command import Benchmark, write_result
 from benchmarks.intervals import Floats, apart, bootstrap
-from benchmarks.jobs import Job, run_jobs
+from benchmarks.jobs import Job
 from diffusion_gym.emoji.grammar import PROBES, held_out_prompts, training_prompts
 
-RESULTS = Path(__file__).parent / "results"
 MEASURES = ("reward", "reader", "quality", "diversity", "kl")
 
 
@@ -228,35 +226,16 @@ def plot(result: dict[str, Any], path: Path, plan: Plan) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
-    """Run and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the work, to see that it runs")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=None, help="directory of the trainings")
-    given = parser.parse_args()
-    plan = QUICK if given.quick else Plan()
-    out = given.out or Path("runs/dpok_claims-quick" if given.quick else "runs/dpok_claims")
-    run_jobs(jobs(plan), out=out, processes=given.processes)
-    write(plan, out, out if given.quick else RESULTS)
-
-
 def write(plan: Plan, out: Path, results: Path) -> dict[str, Any]:
-    """Collect finished trainings into `results`."""
-    result: dict[str, Any] = {
-        "command": "python -m benchmarks.dpok_claims",
-        "machine": f"{platform.machine()}, no GPU, one thread a training",
-        "seeds": list(plan.seeds),
-        "single_prompt": single_prompt(plan, out),
-        "multi_prompt": multi_prompt(plan, out),
-    }
-    results.mkdir(parents=True, exist_ok=True)
-    (results / "dpok_claims.json").write_text(json.dumps(result, indent=1) + "\n")
-    write_csv(result, results / "dpok_claims.csv")
-    plot(result, results / "dpok_claims.png", plan)
-    print(json.dumps({part: result[part]["claims"] for part in ("single_prompt", "multi_prompt")}, indent=2))
-    return result
+    """Collect finished trainings into `results`; returns the claims."""
+    found = {"single_prompt": single_prompt(plan, out), "multi_prompt": multi_prompt(plan, out)}
+    write_result(results / "dpok_claims.json", plan, found)
+    write_csv(found, results / "dpok_claims.csv")
+    plot(found, results / "dpok_claims.png", plan)
+    return {part: found[part]["claims"] for part in found}
 
+
+BENCHMARK = Benchmark("dpok_claims", Plan(), QUICK, lambda plan: [jobs(plan)], write)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main(str(__doc__))

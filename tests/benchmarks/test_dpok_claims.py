@@ -30,8 +30,9 @@ def finished(tmp_path_factory):
     return out
 
 
-def test_every_number_of_the_table_is_that_of_its_pictures(finished, tmp_path, capsys):
-    result = dpok_claims.write(MINIATURE, finished, tmp_path)
+def test_every_number_of_the_table_is_that_of_its_pictures(finished, tmp_path):
+    claims = dpok_claims.write(MINIATURE, finished, tmp_path)
+    result = json.loads((tmp_path / "dpok_claims.json").read_text())
     table = result["single_prompt"]["table"]
     assert list(table) == ["base", "sft", "rl", "rl_kl"]
     for method, measures in table.items():
@@ -42,11 +43,12 @@ def test_every_number_of_the_table_is_that_of_its_pictures(finished, tmp_path, c
             assert found["mean"]["low"] <= found["mean"]["mean"] <= found["mean"]["high"]
     assert table["base"]["kl"]["mean"]["mean"] == 0
     assert set(result["multi_prompt"]["table"]["many"]) == {"train", "held_out"}
-    assert json.loads((tmp_path / "dpok_claims.json").read_text())["seeds"] == [0]
+    assert result["seeds"] == [0]
     lines = (tmp_path / "dpok_claims.csv").read_text().splitlines()
     assert len(lines) == 1 + 4 * 5 * 2
     assert (tmp_path / "dpok_claims.png").stat().st_size > 10_000
-    assert "reader_points_gained_by_rl_kl" in capsys.readouterr().out
+    gain = table["rl_kl"]["reader"]["mean"]["mean"] - table["base"]["reader"]["mean"]["mean"]
+    assert claims["single_prompt"]["reader_points_gained_by_rl_kl"] == pytest.approx(100 * gain, abs=0.06)
 
 
 def test_the_same_number_of_pictures_reaches_every_method(finished):
