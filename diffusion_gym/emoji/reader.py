@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from .nouns import COLOR_CLASSES, MAX_COUNT, NOUN_INDEX, NOUN_NAMES, PLACE_CLASS
 
 ABSENT_WEIGHT = 0.2
 """What an absent noun weighs in the loss beside a present one; undone where probabilities are read."""
+
+SURE = 0.6
+"""A noun is claimed only with at least this probability of its count."""
 
 
 class ResidualBlock(nn.Module):
@@ -143,18 +147,20 @@ class Reader:
         """Returns the probabilities of counts (B, N, 5), colours (B, N, 7) and places (B, 6), on the CPU."""
         check_images(images)
         device = next(self.net.parameters()).device
-        parts = [[x.softmax(-1).cpu() for x in self.net(part.to(device).float())] for part in images.split(chunk)]
-        counts, colors, places = (torch.cat(x) for x in zip(*parts, strict=True))
-        return counts, colors, places
+        parts = [self.net(part.to(device).float()) for part in images.split(chunk)]
+        counts, colors, places = (torch.cat(x).cpu() for x in zip(*parts, strict=True))
+        counts[..., 0] -= math.log(ABSENT_WEIGHT)
+        return counts.softmax(-1), colors.softmax(-1), places.softmax(-1)
 
     def classes(self, images: Tensor, chunk: int = 256) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the likeliest counts (B, N), colours (B, N) and places (B,), int64 on the CPU.
 
-        No picture of this world has more than four objects. Where two nouns are seen in the same things, in a drawing
+        A noun that is less than `SURE` counts as absent. No picture of this world has more than four objects. Where two nouns are seen in the same things, in a drawing
         between a wolf and an elephant, say, the less certain one is given up.
         """
         counts_BNK, colors_BNC, places_BP = self.probabilities(images, chunk)
         confidence_BN, count_BN = counts_BNK.max(-1)
+        count_BN[confidence_BN < SURE] = 0
         for confidence_N, count_N in zip(confidence_BN, count_BN, strict=True):
             seen = count_N.nonzero().flatten().tolist()
             for noun in sorted(seen, key=lambda i: float(confidence_N[i])):
