@@ -155,8 +155,9 @@ class Reader:
     def classes(self, images: Tensor, chunk: int = 256) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the likeliest counts (B, N), colours (B, N) and places (B,), int64 on the CPU.
 
-        A noun that is less than `SURE` counts as absent. No picture of this world has more than four objects. Where two nouns are seen in the same things, in a drawing
-        between a wolf and an elephant, say, the less certain one is given up.
+        A noun that is less than `SURE` counts as absent. No picture of this world has more than four objects: where two
+        nouns are seen in the same things, in a drawing between a wolf and an elephant, say, the less certain one is
+        given up.
         """
         counts_BNK, colors_BNC, places_BP = self.probabilities(images, chunk)
         confidence_BN, count_BN = counts_BNK.max(-1)

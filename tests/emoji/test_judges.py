@@ -9,7 +9,7 @@ from diffusion_gym.emoji.nouns import COLOR_CLASSES, MAX_COUNT, NOUN_INDEX, NOUN
 from diffusion_gym.emoji.preference import Preference, PreferenceNet, tokenize
 from diffusion_gym.emoji.pretrain.reader import IGNORE, labels
 from diffusion_gym.emoji.quality import Quality, QualityNet
-from diffusion_gym.emoji.reader import Reader, ReaderNet
+from diffusion_gym.emoji.reader import ABSENT_WEIGHT, SURE, Reader, ReaderNet
 from diffusion_gym.emoji.scenes import sample_batch
 
 
@@ -102,6 +102,23 @@ def test_no_more_than_four_objects_are_claimed_and_the_surer_noun_stays():
     images = torch.zeros(1, 3, 64, 64)
     assert [(o.noun, o.count) for o in reader.read(images)[0].objects] == [("wolf", 4)]
     assert reader.accuracy(images, ["four wolves in the park"]).all_right.item()
+
+
+@pytest.mark.parametrize(("share", "seen"), [(SURE - 0.02, 0), (SURE + 0.02, 1)])
+def test_a_noun_is_claimed_when_it_is_sure_and_the_weight_of_absence_is_undone(share, seen):
+    class Unsure(TruthfulNet):
+        def forward(self, images):
+            counts, colors, places = super().forward(images)
+            counts[:, NOUN_INDEX["cat"]] = -100.0
+            # In the loss an absent noun weighs less, so these logits stand for `share` of one cat.
+            counts[:, NOUN_INDEX["cat"], 0] = np.log(ABSENT_WEIGHT * (1 - share))
+            counts[:, NOUN_INDEX["cat"], 1] = np.log(share)
+            return counts, colors, places
+
+    reader = Reader(Unsure(["a cat on the moon"]))
+    images = torch.zeros(1, 3, 64, 64)
+    assert reader.probabilities(images)[0][0, NOUN_INDEX["cat"], 1] == pytest.approx(share, abs=1e-4)
+    assert reader.classes(images)[0][0, NOUN_INDEX["cat"]] == seen
 
 
 def test_attributes_right_is_one_for_a_truthful_reader_and_falls_with_a_lie():

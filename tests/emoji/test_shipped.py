@@ -70,7 +70,7 @@ def test_the_reader_reads_scenes_and_sees_nothing_in_noise():
 def test_the_reader_agrees_with_labels_given_by_eye():
     figures = evaluate.evaluate_labels()
     assert figures["pictures"] == 120
-    assert figures["agreement"] >= 0.9  # the aim is 0.9
+    assert figures["agreement"] >= 0.9
 
 
 def test_quality_falls_with_every_corruption():
