@@ -125,6 +125,8 @@ class PolicyGradientConfig(TrainConfig):
     1e-4 for Stable Diffusion's 16,384; 0.1 to 0.2 under sum."""
     timestep_fraction: float = 0.5
     """Share of each picture's steps that an update learns from."""
+    step_weights: Literal["uniform", "equal_noise"] = "uniform"
+    """"equal_noise" weighs down the steps whose gradient is mostly noise: with few steps, the last but one."""
 
     def check(self) -> None:
         """As `TrainConfig.check`."""

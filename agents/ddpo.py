@@ -15,7 +15,7 @@ import torch
 from tianshou.algorithm.optim import OptimizerFactory
 
 from agents.common.advantages import Floats, PerPromptStatistics
-from agents.common.algorithm import DenoisingStats, PolicyGradient, Terms
+from agents.common.algorithm import DenoisingStats, PolicyGradient, StepWeights, Terms
 from agents.common.policy import DenoisingPolicy
 from agents.common.rollout import Index, Rollout, Transitions
 
@@ -33,6 +33,7 @@ class DDPO(PolicyGradient):
         advantage_clip: advantages are clamped to +- this.
         statistics: rewards are normalised by these; by default per prompt, over the last 32.
         timestep_fraction: share of the steps an update learns from; see `PolicyGradient`.
+        step_weights: "uniform" or "equal_noise"; see `PolicyGradient`.
         micro_batch_size: transitions in one call of the UNet; memory and speed only.
         max_grad_norm: L2 norm gradients are clipped to; None leaves them.
     """
@@ -47,6 +48,7 @@ class DDPO(PolicyGradient):
         advantage_clip: float = 5.0,
         statistics: PerPromptStatistics | None = None,
         timestep_fraction: float = 1.0,
+        step_weights: StepWeights = "uniform",
         micro_batch_size: int = 32,
         max_grad_norm: float | None = 1.0,
     ) -> None:
@@ -59,6 +61,7 @@ class DDPO(PolicyGradient):
             optim=optim,
             clip_range=clip_range,
             timestep_fraction=timestep_fraction,
+            step_weights=step_weights,
             micro_batch_size=micro_batch_size,
             max_grad_norm=max_grad_norm,
         )

@@ -19,7 +19,7 @@ from tianshou.data import Batch
 from torch import Tensor
 
 from agents.common.advantages import Floats, PerPromptStatistics
-from agents.common.algorithm import DenoisingStats, PolicyGradient, Terms
+from agents.common.algorithm import DenoisingStats, PolicyGradient, StepWeights, Terms
 from agents.common.critic import LatentCritic
 from agents.common.optim import Accumulator
 from agents.common.policy import DenoisingPolicy
@@ -61,6 +61,7 @@ class DPOK(PolicyGradient):
         value_batch_size: transitions a step on the critic.
         statistics: the prompts' reward statistics; by default over the last 32.
         timestep_fraction: share of the steps an update learns from; see `PolicyGradient`.
+        step_weights: "uniform" or "equal_noise"; see `PolicyGradient`.
         micro_batch_size: transitions in one call of the UNet; memory and speed only.
         max_grad_norm: L2 norm gradients are clipped to; None leaves them.
     """
@@ -82,6 +83,7 @@ class DPOK(PolicyGradient):
         value_batch_size: int = 256,
         statistics: PerPromptStatistics | None = None,
         timestep_fraction: float = 1.0,
+        step_weights: StepWeights = "uniform",
         micro_batch_size: int = 32,
         max_grad_norm: float | None = 1.0,
     ) -> None:
@@ -98,6 +100,7 @@ class DPOK(PolicyGradient):
             optim=optim,
             clip_range=clip_range,
             timestep_fraction=timestep_fraction,
+            step_weights=step_weights,
             micro_batch_size=micro_batch_size,
             max_grad_norm=max_grad_norm,
         )

@@ -74,7 +74,11 @@ def make_algorithm(
             pool=config.pool,
         )
     assert isinstance(config, PolicyGradientConfig)
-    common |= {"clip_range": config.clip_range, "timestep_fraction": config.timestep_fraction}
+    common |= {
+        "clip_range": config.clip_range,
+        "timestep_fraction": config.timestep_fraction,
+        "step_weights": config.step_weights,
+    }
     if isinstance(config, DDPOConfig):
         return DDPO(**common, estimator=config.estimator)
     assert isinstance(config, DPOKConfig)

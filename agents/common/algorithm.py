@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from dataclasses import dataclass
 from time import time
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,9 +13,12 @@ from tianshou.data import ReplayBuffer
 from tianshou.utils.torch_utils import torch_train_mode
 from torch import Tensor
 
+from agents.common.advantages import Floats
 from agents.common.optim import Accumulator
 from agents.common.policy import DenoisingPolicy
 from agents.common.rollout import Index, Rollout, Transitions, chunks
+
+StepWeights = Literal["uniform", "equal_noise"]
 
 
 @dataclass(kw_only=True)
@@ -140,6 +143,11 @@ class PolicyGradient(DenoisingAlgorithm):
         clip_range: c; ratios outside 1 +- c count as clipped. It belongs to the policy's reduction.
         timestep_fraction: share of each episode's steps that an update learns from, chosen at random. 0.5 halves the
             cost of an update at the price of a noisier gradient.
+        step_weights: how much each step's advantages count. "uniform" is the policy gradient itself. The noise of a
+            step's score grows with the square root of its KL per change of the model output; with few DDIM steps that
+            KL is dozens of times larger at the last step but one than elsewhere, and its noise drowns the rest.
+            "equal_noise" divides it out (weights of mean 1): a positive combination of the steps' gradients instead of
+            their sum. A KL term is not touched.
         micro_batch_size: transitions in one call of the UNet.
         max_grad_norm: L2 norm gradients are clipped to; None leaves them.
     """
@@ -151,9 +159,12 @@ class PolicyGradient(DenoisingAlgorithm):
         optim: OptimizerFactory,
         clip_range: float,
         timestep_fraction: float = 1.0,
+        step_weights: StepWeights = "uniform",
         micro_batch_size: int = 32,
         max_grad_norm: float | None = 1.0,
     ) -> None:
+        if step_weights not in ("uniform", "equal_noise"):
+            raise ValueError(f'step_weights must be "uniform" or "equal_noise", got {step_weights!r}')
         if not clip_range > 0:
             raise ValueError(f"clip_range must be greater than 0, got {clip_range}")
         if not 0 < timestep_fraction <= 1:
@@ -161,10 +172,20 @@ class PolicyGradient(DenoisingAlgorithm):
         super().__init__(policy=policy, optim=optim, micro_batch_size=micro_batch_size, max_grad_norm=max_grad_norm)
         self.clip_range = clip_range
         self.timestep_fraction = timestep_fraction
+        self.step_weights: StepWeights = step_weights
+
+    def step_weight_T(self) -> Floats:
+        """Weight of each step's advantages, (T,) float64, of mean 1."""
+        kernel = self.policy.actor.kernel
+        if self.step_weights == "uniform":
+            return np.ones(kernel.num_steps)
+        steps = torch.arange(kernel.num_steps, device=kernel.device)
+        weight_T = kernel.kl_weight(steps).flatten().double().cpu().numpy() ** -0.5
+        return weight_T / weight_T.mean()
 
     def _update_with_batch(self, batch: Rollout, batch_size: int | None, repeat: int) -> DenoisingStats:
         rows = batch.choose(self.timestep_fraction)
-        advantage_I = self._prepare(batch, rows)
+        advantage_I = self._prepare(batch, rows) * self.step_weight_T()[batch.step_I]
         optimizer = self.optim._optim
         losses: list[Tensor] = []
         norms: list[float] = []

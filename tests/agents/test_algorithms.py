@@ -88,6 +88,45 @@ def test_score_function_equals_importance_sampling_at_the_first_step(world: Make
     assert (found[0] - found[1]).norm() / found[0].norm() < 1e-5
 
 
+def test_equal_noise_gives_every_step_a_score_of_the_same_spread(world: MakeWorld) -> None:
+    w = world(num_steps=10)
+    kernel, generator = w.env.kernel, torch.Generator().manual_seed(0)
+    plain = DDPO(policy=w.policy, optim=recorder())
+    equal = DDPO(policy=w.policy, optim=recorder(), step_weights="equal_noise")
+    spread = []
+    for step in range(10):
+        step_B = torch.full((512,), step)
+        latent = torch.randn(512, *w.env.pipeline.latent_shape, generator=generator)
+        output = torch.randn(latent.shape, generator=generator).requires_grad_()
+        mean = kernel.mean(output, latent, step_B)
+        action = kernel.sample(mean.detach(), torch.randn(latent.shape, generator=generator), step_B)
+        kernel.log_prob(action, mean, step_B, reduction="sum").sum().backward()
+        assert output.grad is not None
+        spread.append(float(output.grad.std()))
+    assert plain.step_weight_T().tolist() == [1.0] * 10
+    assert max(spread) > 5 * np.median(spread)
+    weighted = equal.step_weight_T() * spread
+    assert weighted.max() / weighted.min() < 1.03
+    assert equal.step_weight_T().mean() == pytest.approx(1.0)
+
+
+def test_step_weights_multiply_the_steps_gradients(world: MakeWorld) -> None:
+    w = world(perturb=0.02)
+    w.collect()
+    algorithm = DDPO(policy=w.policy, optim=recorder(), step_weights="equal_noise", max_grad_norm=None)
+    found = gradient(w, algorithm)
+    rollout = Rollout(w.buffer, w.policy.actor)
+    advantage = algorithm._prepare(rollout, np.arange(len(rollout)))
+    t = rollout.gather(np.arange(len(rollout)))
+    mean, _ = w.policy.actor.mean_and_output(t.latent_BCHW, t.step_B, t.embedding_BLD)
+    log_prob = w.policy.actor.kernel.log_prob(t.action_BCHW, mean, t.step_B)
+    weight = torch.from_numpy(advantage * algorithm.step_weight_T()[rollout.step_I]).float()
+    parameters = [p for p in w.policy.parameters() if p.requires_grad]
+    plain = torch.autograd.grad(-(weight * log_prob).mean(), parameters)
+    expected = torch.cat([g.double().flatten() for g in plain])
+    assert (found - expected).norm() / expected.norm() < 1e-4
+
+
 def test_dpok_without_kl_is_plain_policy_gradient(world: MakeWorld) -> None:
     w = world(perturb=0.02)
     w.collect()

@@ -5,6 +5,7 @@ The bars are measured on full samples by `python -m diffusion_gym.emoji.evaluate
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -82,6 +83,16 @@ def test_preference_orders_pairs():
     figures = evaluate.evaluate_preference(Preference.load(), count=48)
     assert figures["ordered_right"] > 0.92
     assert min(figures["by_kind"].values()) > 0.75
+
+
+def test_preference_and_reader_agree_on_the_generators_own_pictures(probe_samples):
+    prompts, images = probe_samples
+    right = Reader.load().accuracy(images, prompts).all_right.numpy()
+    scores = Preference.load().score(images, prompts).numpy()
+    own = np.array(prompts)
+    for probe in PROBES:
+        scores[own == probe] -= scores[own == probe].mean()
+    assert scores[right].mean() > scores[~right].mean() + 0.15
 
 
 def test_the_generator_follows_the_probes_sometimes(probe_samples):
