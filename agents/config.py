@@ -37,12 +37,13 @@ class TrainConfig:
 
     iterations: int = 25
     """Rollout and update, this often."""
-    pictures: int = 32
+    pictures: int = 48
     """Pictures an iteration."""
     slots: int | None = None
     """Pictures denoised at once, a divisor of `pictures`; by default all. Lower it when memory is short."""
     batch_size: int | None = None
-    """Transitions an optimizer step; by default half of those an update learns from."""
+    """Transitions an optimizer step; by default a third of those an update learns from (a half for ppo and sft, all for
+    reinforce and a2c)."""
     passes: int = 2
     """How often an update goes through the transitions."""
     micro_batch_size: int = 64
@@ -120,13 +121,16 @@ class TrainConfig:
 class PolicyGradientConfig(TrainConfig):
     """Settings of DDPO and DPOK."""
 
+    passes: int = 1
+    """How often an update goes through the transitions. More learn more from a picture, and cost as much again."""
     clip_range: float = 2e-3
     """Of the ratio; it belongs to the reduction and the latent. 2e-3 for the embedded model's 512 values under mean,
     1e-4 for Stable Diffusion's 16,384; 0.1 to 0.2 under sum."""
     timestep_fraction: float = 0.5
     """Share of each picture's steps that an update learns from."""
-    step_weights: Literal["uniform", "equal_noise"] = "uniform"
-    """"equal_noise" weighs down the steps whose gradient is mostly noise: with few steps, the last but one."""
+    step_weights: Literal["uniform", "equal_noise"] = "equal_noise"
+    """"equal_noise" weighs down the steps whose gradient is mostly noise (with few steps, the last but one), so that as
+    many pictures teach more; "uniform" is the policy gradient as published."""
 
     def check(self) -> None:
         """As `TrainConfig.check`."""
@@ -138,7 +142,7 @@ class PolicyGradientConfig(TrainConfig):
     def minibatch(self) -> int | None:
         """As `TrainConfig.minibatch`."""
         steps = max(1, round(self.timestep_fraction * self.steps))
-        return self.batch_size or max(1, self.pictures * steps // 2)
+        return self.batch_size or max(1, self.pictures * steps // 3)
 
 
 @dataclass(kw_only=True)
@@ -167,7 +171,7 @@ class DPOKConfig(PolicyGradientConfig):
 
     agent: ClassVar[str] = "dpok"
 
-    kl_weight: float = 0.01
+    kl_weight: float = 0.02
     """Raise it when pictures degrade while the reward rises; lower it when the reward does not rise."""
     kl_form: Literal["exact", "unweighted"] = "exact"
     """"unweighted" is the released code's difference of noise predictions."""

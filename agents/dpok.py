@@ -72,7 +72,7 @@ class DPOK(PolicyGradient):
         policy: DenoisingPolicy,
         optim: OptimizerFactory,
         reward_weight: float = 1.0,
-        kl_weight: float = 0.01,
+        kl_weight: float = 0.02,
         kl_form: Literal["exact", "unweighted"] = "exact",
         ratio_form: Literal["ppo", "clamped"] = "ppo",
         normalise: bool = True,
