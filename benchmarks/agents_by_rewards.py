@@ -57,8 +57,8 @@ class Plan:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     rewards: tuple[str, ...] = tuple(REWARDS)
-    iterations: int = 20
-    pictures: int = 32
+    iterations: int = 14
+    pictures: int = 48
     evaluated: int = 64
     steps: int = 10
 

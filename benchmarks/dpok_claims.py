@@ -48,8 +48,8 @@ class Plan:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     probes: tuple[str, ...] = PROBES
-    iterations: int = 30
-    pictures: int = 32
+    iterations: int = 20
+    pictures: int = 48
     many_iterations: int = 40
     many_pictures: int = 64
     evaluated: int = 64

@@ -1,6 +1,6 @@
 """Does a run that is killed again and again end in the same weights?
 
-    python -m benchmarks.kill_resume [--model DIR] [--kills 10] [--iterations 30]
+    python -m benchmarks.kill_resume [--model DIR] [--kills 10] [--iterations 45]
 
 Trains once without a kill, and once with kill -9 at random moments followed by `--resume`, and compares the final
 weights bit for bit. Prints JSON; exit code 1 if they differ.
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--reward", default="jpeg_incompressibility")
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--iterations", type=int, default=30)
+    parser.add_argument("--iterations", type=int, default=45)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder) / "whole", Path(folder) / "killed"

@@ -39,9 +39,9 @@ class Plan:
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    kl_weights: tuple[float, ...] = (0.0, 0.003, 0.01, 0.03, 0.1)
-    stages: tuple[int, ...] = (10, 20, 40, 60)
-    pictures: int = 32
+    kl_weights: tuple[float, ...] = (0.0, 0.005, 0.02, 0.08, 0.3)
+    stages: tuple[int, ...] = (8, 16, 32, 48)
+    pictures: int = 48
     evaluated: int = 64
     steps: int = 10
 
