@@ -231,7 +231,7 @@ def test_errors_come_before_any_work(settings: dict[str, Any], tmp_path: Path) -
         ({"slots": 3}, "--slots"),
         ({"full": True}, "--learning-rate"),
         ({"full": True, "dtype": "bfloat16"}, "--full"),
-        ({"estimator": "score"}, "--passes 1"),
+        ({"estimator": "score", "passes": 2}, "--passes 1"),
         ({"reward": "jpeg=much"}, "--reward"),
         ({"reward": "unknown_reward"}, "unknown_reward"),
         ({"model": str(tmp_path / "nowhere")}, "nowhere"),
