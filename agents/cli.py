@@ -11,7 +11,6 @@ Nothing heavy is imported before a command has been read and checked.
 
 import os
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +26,6 @@ from agents.config import (
     PPOConfig,
     ReinforceConfig,
     SFTConfig,
-    TrainConfig,
 )
 from agents.run_directory import RunError
 
@@ -47,6 +45,8 @@ class Train:
 
     def run(self) -> None:
         """Train."""
+        from agents.run import train
+
         train(self.agent)
 
 
@@ -62,9 +62,10 @@ class Evaluate:
         """Evaluate and print a table."""
         self.settings.check()
         config = run_directory.read_config(self.run_dir)
-        from agents.evaluation import evaluate
+        from agents.evaluation import evaluate, print_table
+        from agents.run import say
 
-        print_table(evaluate(config, self.settings, show=_say))
+        print_table(evaluate(config, self.settings, show=say))
 
 
 @dataclass(kw_only=True)
@@ -148,8 +149,9 @@ class Quickstart:
     def run(self) -> None:
         """Train, evaluate, report."""
         from agents.quickstart import quickstart
+        from agents.run import say
 
-        quickstart(out=self.out, seed=self.seed, iterations=self.iterations, pictures=self.pictures, show=_say)
+        quickstart(out=self.out, seed=self.seed, iterations=self.iterations, pictures=self.pictures, show=say)
 
 
 Command = (
@@ -181,57 +183,6 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(2) from error
     except KeyboardInterrupt as error:
         raise SystemExit(130) from error
-
-
-def train(config: TrainConfig) -> Any:
-    """Train to the end of `config.iterations`; returns the `Training`.
-
-    Raises:
-        ValueError, RunError, OSError: before any work, if the run cannot begin; OSError also when the disk fills up.
-        KeyboardInterrupt: Ctrl-C; every finished iteration is saved.
-    """
-    config.check()
-    run_directory.check(config)
-    _say("loading the model")
-    from agents.progress import Board, ProgressLine
-    from agents.training import Training
-
-    training = Training(config)
-    training.require_space()
-    if run_directory.prepare(config):
-        training.load()
-        _say(f"going on after iteration {training.iteration}")
-    board = Board(config.out / run_directory.TENSORBOARD, training.iteration)
-    line = ProgressLine(config.iterations)
-    try:
-        while training.iteration < config.iterations:
-            record = training.iterate()
-            if training.iteration % config.checkpoint_every == 0 or training.iteration == config.iterations:
-                training.save()
-            board.show(record, training.episodes)
-            line.show(record)
-        line.close()
-        _say(f"saved for diffusers in {training.export()}")
-    except KeyboardInterrupt:
-        line.close()
-        _say(f"stopped; go on with the same command and --resume (checkpoint in {config.out})")
-        raise
-    finally:
-        board.close()
-    return training
-
-
-def print_table(report: dict[str, Any]) -> None:
-    """Print an evaluation."""
-    print(f"{'':24}{'before':>28}{'after':>28}")
-    for name, after in report["after"].items():
-        cells = [report["before"].get(name), after]
-        shown = "".join(f"{c['mean']:>10.3f} [{c['low']:.3f}, {c['high']:.3f}]".rjust(28) for c in cells if c)
-        print(f"{name:24}{shown}")
-
-
-def _say(text: str) -> None:
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -226,6 +226,15 @@ def save_before_after(path: Path, pictures: dict[str, Tensor], prompts: Sequence
     image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(path, format="PNG")
 
 
+def print_table(report: dict[str, Any]) -> None:
+    """Print an evaluation."""
+    print(f"{'':24}{'before':>28}{'after':>28}")
+    for name, after in report["after"].items():
+        cells = [report["before"].get(name), after]
+        shown = "".join(f"{c['mean']:>10.3f} [{c['low']:.3f}, {c['high']:.3f}]".rjust(28) for c in cells if c)
+        print(f"{name:24}{shown}")
+
+
 def summary(report: dict[str, Any], seconds: float) -> dict[str, Any]:
     """The short form of an evaluation: before and after, KL, iterations, seconds."""
     short: dict[str, Any] = {}

@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from agents import cli, run_directory
+from agents import run_directory
 from agents.common.checkpoint import write_atomically
 from agents.common.sampling import sample_pictures
 from agents.config import DPOKConfig, EvaluateConfig
-from agents.evaluation import evaluate, summary
+from agents.evaluation import evaluate, print_table, summary
 from agents.report import write_report
+from agents.run import train
 from agents.run_directory import CONFIG, SUMMARY
 from agents.training import make_actor
 from diffusion_gym.pipelines import load_pipeline
@@ -47,11 +48,11 @@ def quickstart(*, out: Path, seed: int, iterations: int, pictures: int, show: Ca
         prompt = weakest_prompt(show)
     config = DPOKConfig(out=out, resume=resume, prompts=(prompt,), seed=seed, iterations=iterations)
     show(f"DPOK on {prompt!r}, trained on {config.reward}")
-    cli.train(config)
+    train(config)
     report = evaluate(config, EvaluateConfig(pictures=pictures), show=show)
     text = json.dumps(summary(report, time.perf_counter() - start), indent=2) + "\n"
     write_atomically(out / SUMMARY, lambda path: path.write_text(text))
-    cli.print_table(report)
+    print_table(report)
     show(f"open {write_report(out)}")
 
 

@@ -73,14 +73,14 @@ def run_jobs(jobs: Sequence[Job], *, out: Path, processes: int = 1) -> None:
 
 def run_job(job: Job, out: Path) -> None:
     """Train and evaluate."""
-    from agents import cli
     from agents.evaluation import evaluate
+    from agents.run import train
 
     folder = out / job.name
     config = replace(job.config, out=folder, resume=(folder / CONFIG).is_file())
     print(f"--- {job.name}", flush=True)
     if not (folder / CHECKPOINT).is_file() or len(read_history(folder)) < config.iterations:
-        cli.train(config)
+        train(config)
     for key, settings in job.evaluations.items():
         if not (folder / key / EVALUATION).is_file():
             evaluate(config, settings, folder=folder / key)

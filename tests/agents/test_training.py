@@ -31,6 +31,7 @@ from agents.config import (
 )
 from agents.evaluation import diversity_interval, evaluate, load_trained, mean_interval, share_interval, summary
 from agents.report import write_report
+from agents.run import train
 from agents.run_directory import RunError
 from agents.training import Training
 
@@ -78,17 +79,17 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(
     settings: dict[str, Any], tmp_path: Path, agent: Any, extra: dict[str, Any]
 ) -> None:
     whole = agent(**{**settings, "out": tmp_path / "whole", "iterations": 4, **extra})
-    cli.train(whole)
+    train(whole)
     stopped = agent(**{**settings, "out": tmp_path / "stopped", "iterations": 2, **extra})
-    cli.train(stopped)
+    train(stopped)
     torch.manual_seed(999)  # whatever happened in between
-    cli.train(dataclasses.replace(stopped, iterations=4, resume=True))
+    train(dataclasses.replace(stopped, iterations=4, resume=True))
     assert_equal_runs(whole.out, stopped.out)
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(settings: dict[str, Any], tmp_path: Path) -> None:
     whole = DPOKConfig(**{**settings, "out": tmp_path / "whole", "iterations": 4})
-    cli.train(whole)
+    train(whole)
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "agents.cli", "train", "dpok", "--out", str(out), "--model", settings["model"]]
     command += ["--reward", settings["reward"], "--prompts", "a cat", "a dog", "--steps", "3", "--pictures", "4"]
@@ -105,9 +106,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(settings: dict[str, Any], tmp_
         process.wait()
     done = len(run_directory.read_history(out))
     more = max(4, done)
-    cli.train(DPOKConfig(**{**settings, "out": out, "iterations": more, "resume": True}))
+    train(DPOKConfig(**{**settings, "out": out, "iterations": more, "resume": True}))
     if more > 4:  # the run was quicker than the kill: bring the other to the same length
-        cli.train(dataclasses.replace(whole, iterations=more, resume=True))
+        train(dataclasses.replace(whole, iterations=more, resume=True))
     assert_equal_runs(whole.out, out)
 
 
@@ -122,16 +123,16 @@ def test_ctrl_c_keeps_finished_iterations(settings: dict[str, Any], monkeypatch:
 
     monkeypatch.setattr(Training, "iterate", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        cli.train(config)
+        train(config)
     assert len(run_directory.read_history(config.out)) == 2
     monkeypatch.undo()
-    cli.train(dataclasses.replace(config, iterations=3, resume=True))
+    train(dataclasses.replace(config, iterations=3, resume=True))
     assert len(run_directory.read_history(config.out)) == 3
 
 
 def test_adapters_load_in_diffusers(settings: dict[str, Any]) -> None:
     config = DDPOConfig(**{**settings, "iterations": 3, "learning_rate": 1e-2, "steps": 5})
-    cli.train(config)
+    train(config)
     pipeline, actor, reference, _ = load_trained(config)
     seeds, prompts = [5, 6, 7], ["a cat", "a dog", "a cat"]
     ours = sample_pictures(actor, pipeline, prompts, seeds).images
@@ -159,7 +160,7 @@ def test_adapters_load_in_diffusers(settings: dict[str, Any]) -> None:
 
 def test_full_fine_tuning_saves_a_pipeline(settings: dict[str, Any]) -> None:
     config = DDPOConfig(**{**settings, "full": True, "learning_rate": 1e-4})
-    cli.train(config)
+    train(config)
     pipeline, actor, _, _ = load_trained(config)
     ours = sample_pictures(actor, pipeline, ["a cat"], [3]).images
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(config.out / "pipeline", safety_checker=None)
@@ -177,7 +178,7 @@ def test_full_fine_tuning_saves_a_pipeline(settings: dict[str, Any]) -> None:
 
 def test_evaluation_and_report(settings: dict[str, Any]) -> None:
     config = DPOKConfig(**{**settings, "learning_rate": 1e-2})
-    cli.train(config)
+    train(config)
     report = evaluate(config, EvaluateConfig(pictures=6, rewards=("jpeg_compressibility",)))
     again = evaluate(config, EvaluateConfig(pictures=6, rewards=("jpeg_compressibility",)))
     assert report == again
@@ -202,7 +203,7 @@ def test_evaluation_and_report(settings: dict[str, Any]) -> None:
 
 def test_other_prompts_are_evaluated_apart(settings: dict[str, Any]) -> None:
     config = DPOKConfig(**{**settings, "iterations": 1})
-    cli.train(config)
+    train(config)
     folder = config.out / "unseen"
     report = evaluate(config, EvaluateConfig(pictures=4, prompts=("a fox", "a cow")), folder=folder)
     assert report["prompts"] == ["a cow", "a fox"]
@@ -212,20 +213,20 @@ def test_other_prompts_are_evaluated_apart(settings: dict[str, Any]) -> None:
 
 def test_another_run_is_not_overwritten(settings: dict[str, Any]) -> None:
     config = DDPOConfig(**settings)
-    cli.train(config)
+    train(config)
     before = {path: path.read_bytes() for path in config.out.iterdir() if path.is_file()}
     with pytest.raises(RunError, match="already holds a run"):
-        cli.train(config)
+        train(config)
     with pytest.raises(RunError, match="learning_rate was"):
-        cli.train(dataclasses.replace(config, resume=True, learning_rate=1e-5))
+        train(dataclasses.replace(config, resume=True, learning_rate=1e-5))
     with pytest.raises(RunError, match="agent was 'ddpo'"):
-        cli.train(DPOKConfig(**{**settings, "resume": True}))
+        train(DPOKConfig(**{**settings, "resume": True}))
     assert before == {path: path.read_bytes() for path in config.out.iterdir() if path.is_file()}
 
 
 def test_errors_come_before_any_work(settings: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no run"):
-        cli.train(DDPOConfig(**{**settings, "resume": True}))
+        train(DDPOConfig(**{**settings, "resume": True}))
     for change, message in (
         ({"clip_range": 0.2}, "--clip-range"),
         ({"slots": 3}, "--slots"),
@@ -237,11 +238,11 @@ def test_errors_come_before_any_work(settings: dict[str, Any], tmp_path: Path) -
         ({"model": str(tmp_path / "nowhere")}, "nowhere"),
     ):
         with pytest.raises(ValueError, match=message):
-            cli.train(DDPOConfig(**{**settings, **change}))
+            train(DDPOConfig(**{**settings, **change}))
         assert not settings["out"].exists()
     (tmp_path / "run").write_text("a file")
     with pytest.raises(RunError, match="is a file"):
-        cli.train(DDPOConfig(**settings))
+        train(DDPOConfig(**settings))
 
 
 def test_a_full_disk_is_noticed_before_and_loses_nothing_later(
@@ -251,10 +252,10 @@ def test_a_full_disk_is_noticed_before_and_loses_nothing_later(
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match="MiB free"):
-        cli.train(config)
+        train(config)
     assert not config.out.exists()
     monkeypatch.undo()
-    cli.train(config)
+    train(config)
     before = trained(config.out)
 
     def full(*args: Any, **kwargs: Any) -> None:
@@ -262,11 +263,11 @@ def test_a_full_disk_is_noticed_before_and_loses_nothing_later(
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="what was there is kept"):
-        cli.train(dataclasses.replace(config, iterations=3, resume=True))
+        train(dataclasses.replace(config, iterations=3, resume=True))
     monkeypatch.undo()
     after = trained(config.out)
     assert all(torch.equal(before[name], after[name]) for name in before)
-    cli.train(dataclasses.replace(config, iterations=3, resume=True))
+    train(dataclasses.replace(config, iterations=3, resume=True))
 
 
 def test_the_command_names_the_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

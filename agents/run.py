@@ -1,0 +1,51 @@
+"""A run from its first iteration, or its last checkpoint, to its end."""
+
+import sys
+import time
+from typing import Any
+
+from agents import run_directory
+from agents.config import TrainConfig
+
+
+def train(config: TrainConfig) -> Any:
+    """Train to the end of `config.iterations`; returns the `Training`.
+
+    Raises:
+        ValueError, RunError, OSError: before any work, if the run cannot begin; OSError also when the disk fills up.
+        KeyboardInterrupt: Ctrl-C; every finished iteration is saved.
+    """
+    config.check()
+    run_directory.check(config)
+    say("loading the model")
+    from agents.progress import Board, ProgressLine
+    from agents.training import Training
+
+    training = Training(config)
+    training.require_space()
+    if run_directory.prepare(config):
+        training.load()
+        say(f"going on after iteration {training.iteration}")
+    board = Board(config.out / run_directory.TENSORBOARD, training.iteration)
+    line = ProgressLine(config.iterations)
+    try:
+        while training.iteration < config.iterations:
+            record = training.iterate()
+            if training.iteration % config.checkpoint_every == 0 or training.iteration == config.iterations:
+                training.save()
+            board.show(record, training.episodes)
+            line.show(record)
+        line.close()
+        say(f"saved for diffusers in {training.export()}")
+    except KeyboardInterrupt:
+        line.close()
+        say(f"stopped; go on with the same command and --resume (checkpoint in {config.out})")
+        raise
+    finally:
+        board.close()
+    return training
+
+
+def say(text: str) -> None:
+    """Tell on stderr what is being done, and when."""
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr)
