@@ -26,6 +26,7 @@ from agents.config import (
     PPOConfig,
     ReinforceConfig,
     SFTConfig,
+    prompt_spec,
 )
 from agents.run_directory import RunError
 
@@ -115,7 +116,7 @@ class Sample:
         from diffusion_gym.prompts import load_prompts
 
         pipeline, actor, reference, _ = load_trained(config, steps=self.steps, device=self.device)
-        texts = load_prompts(list(self.prompts) if self.prompts else config.prompt_spec()).texts
+        texts = load_prompts(prompt_spec(self.prompts or config.prompts)).texts
         prompts = [texts[i % len(texts)] for i in range(self.pictures)]
         seeds = [self.seed + i for i in range(self.pictures)]
         samples = sample_pictures(

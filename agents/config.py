@@ -84,6 +84,7 @@ class TrainConfig:
             )
         if not self.prompts:
             raise ValueError("--prompts must name at least one prompt")
+        prompt_spec(self.prompts)
 
     def minibatch(self) -> int | None:
         """Transitions (pictures for supervised agents) an optimizer step; None for all of them."""
@@ -221,6 +222,10 @@ class SFTConfig(TrainConfig):
         super().check()
         if not self.temperature > 0:
             raise ValueError(f"--temperature must be greater than 0, got {self.temperature}")
+        if self.temperature != 0.2 and self.weighting != "softmax":
+            raise ValueError(f"--temperature has no effect with --weighting {self.weighting}: leave it out")
+        if self.reduction != "mean":
+            raise ValueError("--reduction has no effect with sft, which has no log-probabilities: leave it out")
         if self.pool < 0 or self.pool % self.pictures:
             raise ValueError(f"--pool must be 0 or a multiple of --pictures {self.pictures}, got {self.pool}")
         if self.regulariser_weight < 0:
@@ -256,6 +261,15 @@ class ReinforceConfig(StockConfig):
     """Tianshou's Reinforce (Williams 1992), returns standardised by their running mean and deviation."""
 
     agent: ClassVar[str] = "reinforce"
+
+    max_grad_norm: float | None = None
+    """Not used: Tianshou's Reinforce does not clip gradients."""
+
+    def check(self) -> None:
+        """As `TrainConfig.check`."""
+        super().check()
+        if self.max_grad_norm is not None:
+            raise ValueError("--max-grad-norm has no effect with reinforce, which does not clip: leave it out")
 
 
 @dataclass(kw_only=True)
@@ -296,10 +310,15 @@ class PPOConfig(A2CConfig):
 
 
 def prompt_spec(prompts: tuple[str, ...]) -> str | list[str]:
-    """Prompts from the command line as `load_prompts` takes them."""
-    only = prompts[0]
-    named = only.startswith("emoji/") or only.endswith((".txt", ".jsonl"))
-    return only if len(prompts) == 1 and named else list(prompts)
+    """Prompts from the command line as `load_prompts` takes them.
+
+    Raises:
+        ValueError: a prompt set or file stands among several prompts.
+    """
+    sources = [text for text in prompts if text.startswith("emoji/") or text.endswith((".txt", ".jsonl"))]
+    if sources and len(prompts) > 1:
+        raise ValueError(f"--prompts takes one prompt set or file, or prompts, not {sources[0]!r} among others")
+    return sources[0] if sources else list(prompts)
 
 
 def check_clip_range(clip_range: float, reduction: str) -> None:

@@ -52,6 +52,8 @@ class DPOK(PolicyGradient):
         kl_form: "exact", the Gaussian KL with the schedule's factor; or "unweighted", the mean squared difference of
             the model outputs, which weighs the last steps far less.
         ratio_form: "ppo", the pessimistic minimum; or "clamped", without it, as published.
+        advantage_clip: normalised advantages are clamped to +- this, so that one odd picture among equals does not take
+            the whole gradient.
         normalise: divide advantages by the standard deviation of their prompt's rewards and, without a critic, subtract
             their mean.
         clip_range: of the ratio; 1e-4 for Stable Diffusion under mean reduction, about 1.64 / D for D latent values.
@@ -59,7 +61,8 @@ class DPOK(PolicyGradient):
         critic_optim: its optimizer factory; learning rate 1e-4 in the paper.
         value_steps: optimizer steps on the critic an update.
         value_batch_size: transitions a step on the critic.
-        statistics: the prompts' reward statistics; by default over the last 32.
+        statistics: the prompts' reward statistics; by default over the last 32. With more pictures of one prompt in the
+            buffer than that, give it room for all of them.
         timestep_fraction: share of the steps an update learns from; see `PolicyGradient`.
         step_weights: "uniform" or "equal_noise"; see `PolicyGradient`.
         micro_batch_size: transitions in one call of the UNet; memory and speed only.
@@ -76,6 +79,7 @@ class DPOK(PolicyGradient):
         kl_form: Literal["exact", "unweighted"] = "exact",
         ratio_form: Literal["ppo", "clamped"] = "ppo",
         normalise: bool = True,
+        advantage_clip: float = 5.0,
         clip_range: float = 1e-4,
         critic: LatentCritic | None = None,
         critic_optim: OptimizerFactory | None = None,
@@ -93,6 +97,8 @@ class DPOK(PolicyGradient):
             raise ValueError(f'ratio_form must be "ppo" or "clamped", got {ratio_form!r}')
         if not kl_weight >= 0:
             raise ValueError(f"kl_weight must be 0 or more, got {kl_weight}")
+        if not advantage_clip > 0:
+            raise ValueError(f"advantage_clip must be greater than 0, got {advantage_clip}")
         if (critic is None) != (critic_optim is None):
             raise ValueError("critic and critic_optim belong together: give both or neither")
         super().__init__(
@@ -109,6 +115,7 @@ class DPOK(PolicyGradient):
         self.kl_form = kl_form
         self.ratio_form = ratio_form
         self.normalise = normalise
+        self.advantage_clip = advantage_clip
         self.critic = critic
         self.critic_optim = (
             None if critic is None or critic_optim is None else self._create_optimizer(critic, critic_optim)
@@ -143,6 +150,7 @@ class DPOK(PolicyGradient):
             advantage_I = np.repeat(reward_E - mean_E if self.normalise else reward_E, rollout.num_steps)
         if self.normalise:
             advantage_I = advantage_I / (np.repeat(std_E, rollout.num_steps) + 1e-6)
+            advantage_I = np.clip(advantage_I, -self.advantage_clip, self.advantage_clip)
         return advantage_I
 
     def _terms(self, rollout: Rollout, transitions: Transitions, advantage_B: Any) -> Terms:

@@ -1,7 +1,7 @@
 """What training changed: pictures of the pretrained and the trained model from the same noise, judged."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +81,10 @@ def evaluate(
         RunError: the run cannot be evaluated.
     """
     pipeline, actor, reference, iterations = load_trained(config, steps=settings.steps, device=settings.device)
-    texts = load_prompts(prompt_spec(settings.prompts or config.prompts)).texts
-    prompts = [texts[i % len(texts)] for i in range(settings.pictures)]
+    prompt_set = load_prompts(prompt_spec(settings.prompts or config.prompts))
+    chosen = choose_prompts(len(prompt_set.texts), settings.pictures, settings.seed)
+    prompts = [prompt_set.texts[i] for i in chosen]
+    metadata = [prompt_set.metadata[i] for i in chosen]
     seeds = [settings.seed + i for i in range(settings.pictures)]
     judges = make_judges(config, settings, prompts, pipeline.device)
     folder = folder or config.out
@@ -108,11 +110,13 @@ def evaluate(
         )
         pictures[name] = samples.images
         assert samples.kl is not None
-        found = score(samples.images, prompts, judges) | {"kl": samples.kl.double().numpy()}
+        judged = score(samples.images.to(pipeline.device), prompts, judges, metadata, settings.batch_size)
+        found = judged | {"kl": samples.kl.double().numpy()}
         kept = found | {"diversity": distance_to_others(samples.images, prompts)}
         scores[name] = {key: [round(float(value), 5) for value in values] for key, values in kept.items()}
         report[name] = {key: share_interval(v) if key == "reader" else mean_interval(v) for key, v in found.items()}
-        report[name]["diversity"] = diversity_interval(samples.images, prompts)
+        if len(set(prompts)) < len(prompts):
+            report[name]["diversity"] = diversity_interval(samples.images, prompts)
     write_atomically(folder / PICTURE, lambda path: save_before_after(path, pictures, prompts))
     write_atomically(folder / SCORES, lambda path: path.write_text(json.dumps(scores) + "\n"))
     write_atomically(folder / EVALUATION, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
@@ -139,25 +143,44 @@ def make_judges(
     return judges
 
 
-def score(images: Tensor, prompts: Sequence[str], judges: dict[str, Any]) -> dict[str, Floats]:
+def choose_prompts(count: int, pictures: int, seed: int) -> list[int]:
+    """Which of `count` prompts each picture gets: all in turn, or a random choice if there are more than pictures."""
+    if count <= pictures:
+        return [i % count for i in range(pictures)]
+    return sorted(np.random.default_rng(seed).permutation(count)[:pictures].tolist())
+
+
+def score(
+    images: Tensor,
+    prompts: Sequence[str],
+    judges: dict[str, Any],
+    metadata: Sequence[Mapping[str, Any]] | None = None,
+    batch_size: int = 32,
+) -> dict[str, Floats]:
     """What each judge gives each picture, (B,); the reader also says in which of them all is right (0 or 1).
 
     Args:
-        images: (B, 3, H, W) float32 in [0, 1].
+        images: (B, 3, H, W) float32 in [0, 1], on the device where the rewards saw them in training.
         prompts: B prompts.
         judges: rewards by name.
+        metadata: of the prompts, for the rewards.
+        batch_size: pictures at once.
     """
-    found: dict[str, Floats] = {}
-    metadata: list[dict[str, Any]] = [{} for _ in prompts]
-    for name, judge in judges.items():
-        scores = judge(images, prompts, metadata)
-        found[name] = scores.total.double().numpy()
-        if name == "reader_fraction":
-            found["reader"] = (found[name] == 1).astype(np.float64)
-        if name == "reward" and len(scores.terms) > 1:
-            for term, values in scores.terms.items():
-                found[f"reward/{term}"] = values.double().numpy()
-    return found
+    metadata = [{} for _ in prompts] if metadata is None else metadata
+    parts: list[dict[str, Floats]] = []
+    for start in range(0, len(prompts), batch_size):
+        part = slice(start, start + batch_size)
+        found: dict[str, Floats] = {}
+        for name, judge in judges.items():
+            scores = judge(images[part], prompts[part], metadata[part])
+            found[name] = scores.total.double().numpy()
+            if name == "reader_fraction":
+                found["reader"] = (found[name] == 1).astype(np.float64)
+            if name == "reward" and len(scores.terms) > 1:
+                for term, values in scores.terms.items():
+                    found[f"reward/{term}"] = values.double().numpy()
+        parts.append(found)
+    return {name: np.concatenate([found[name] for found in parts]) for name in parts[0]}
 
 
 def mean_interval(values: Floats) -> Interval:

@@ -21,7 +21,7 @@ from diffusion_gym.rewards import make_reward
 HOPELESS = 0.1
 """A prompt that the pretrained model gets right less often than this gives too little to learn from."""
 
-_PROBE_PICTURES = 24
+_PROBE_PICTURES = 64
 _PROBE_SEED = 20_000
 
 
@@ -38,6 +38,8 @@ def quickstart(*, out: Path, seed: int, iterations: int, pictures: int, show: Ca
     Raises:
         RunError: `out` holds another run.
     """
+    evaluation = EvaluateConfig(pictures=pictures)
+    evaluation.check()
     start = time.perf_counter()
     resume = (out / CONFIG).is_file()
     if resume:
@@ -48,9 +50,11 @@ def quickstart(*, out: Path, seed: int, iterations: int, pictures: int, show: Ca
         prompt = weakest_prompt(show)
     config = DPOKConfig(out=out, resume=resume, prompts=(prompt,), seed=seed, iterations=iterations)
     show(f"DPOK on {prompt!r}, trained on {config.reward}")
-    train(config)
-    report = evaluate(config, EvaluateConfig(pictures=pictures), show=show)
-    text = json.dumps(summary(report, time.perf_counter() - start), indent=2) + "\n"
+    training = train(config)
+    report = evaluate(config, evaluation, show=show)
+    # What an earlier process trained before this one went on counts too.
+    earlier = sum(record["seconds"] for record in training.history[: training.resumed_at])
+    text = json.dumps(summary(report, time.perf_counter() - start + earlier), indent=2) + "\n"
     write_atomically(out / SUMMARY, lambda path: path.write_text(text))
     print_table(report)
     show(f"open {write_report(out)}")

@@ -144,6 +144,11 @@ class RewardWeightedSFT(DenoisingAlgorithm):
         weight_P = picture_weights(
             self.weighting, self._reward_P, self._prompts, temperature=self.temperature, shift=self.shift
         )
+        if not weight_P.any():
+            raise ValueError(
+                f"no picture has a positive weight (the best reward is {self._reward_P.max():.3g}): raise shift "
+                '(--shift) until good pictures count, or use weighting="softmax"'
+            )
         if self.regulariser == "kl-d":
             weight_P = weight_P + self.regulariser_weight
         losses, norms = [], []

@@ -13,6 +13,7 @@ from tianshou.data import Collector
 from tianshou.utils.torch_utils import policy_within_training_step
 
 from agents.common.actor import DenoisingActor
+from agents.common.advantages import PerPromptStatistics
 from agents.common.buffer import LatentReplayBuffer
 from agents.common.checkpoint import (
     algorithm_state,
@@ -78,6 +79,8 @@ def make_algorithm(
         "clip_range": config.clip_range,
         "timestep_fraction": config.timestep_fraction,
         "step_weights": config.step_weights,
+        # Room for all rewards of a buffer, even if they are of one prompt.
+        "statistics": PerPromptStatistics(size=max(32, config.pictures * getattr(config, "rollouts", 1))),
     }
     if isinstance(config, DDPOConfig):
         return DDPO(**common, estimator=config.estimator)
@@ -122,6 +125,10 @@ class Training:
             prompt_embedding=False,
         )
         self.pipeline = self.env.pipeline
+        if config.dtype == "float32":
+            # TF32 rounds by the batch's size, and then rollout and update disagree.
+            torch.backends.cudnn.allow_tf32 = False
+        self._try_reward()
         seed_everything(config.seed)
         actor = make_actor(config, self.pipeline, self.env.kernel)
         self.policy = DenoisingPolicy(
@@ -136,6 +143,7 @@ class Training:
         venv = BatchedVenv(self.env, on_episodes=self._receive)
         self.collector: Collector[Any] = Collector(self.policy, venv, self.buffer)
         self.iteration = 0
+        self.resumed_at = 0
         self.history: list[Record] = []
 
     def iterate(self) -> Record:
@@ -173,6 +181,7 @@ class Training:
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
         self.iteration, self.history = state["iteration"], state["history"]
+        self.resumed_at = self.iteration
         load_algorithm_state(self.algorithm, state["algorithm"])
         if "tensors" in state["buffer"]:
             # Prompt ids are those of the process that saved them.
@@ -189,11 +198,10 @@ class Training:
             OSError: they cannot be written; those of the iteration before are kept.
         """
         out = self.config.out
-        lines = "".join(json.dumps(record) + "\n" for record in self.history)
         if not self.config.full:
             save_lora(self.policy.actor.unet, out)
-        write_atomically(out / HISTORY, lambda path: path.write_text(lines))
         write_atomically(out / CHECKPOINT, lambda path: torch.save(self.state(), path))
+        self._write_history()
 
     def load(self) -> None:
         """Go on from the checkpoint in the run's directory.
@@ -207,6 +215,11 @@ class Training:
             self.load_state(state)
         except (RuntimeError, ValueError, KeyError, EOFError, OSError) as error:
             raise RunError(f"cannot go on from {path}: {error}") from error
+        self._write_history()  # a kill may have come between the two files
+
+    def _write_history(self) -> None:
+        lines = "".join(json.dumps(record) + "\n" for record in self.history)
+        write_atomically(self.config.out / HISTORY, lambda path: path.write_text(lines))
 
     def export(self) -> Path:
         """Write what diffusers loads at the end: adapters, or with `full` a pipeline directory; returns where."""
@@ -219,6 +232,12 @@ class Training:
             self.pipeline.model, unet=self.policy.actor.unet, safety_checker=None
         )
         pipe.save_pretrained(out / PIPELINE)
+        sampling = {
+            "num_inference_steps": self.config.steps,
+            "guidance_scale": self.policy.actor.denoiser.guidance_scale,
+            "eta": self.config.eta or self.pipeline.sampling.eta,
+        }
+        (out / PIPELINE / "sampling.json").write_text(json.dumps(sampling, indent=2) + "\n")
         return out / PIPELINE
 
     def require_space(self) -> None:
@@ -228,9 +247,16 @@ class Training:
         kept = 2 * latents if self.buffer.rollouts > 1 else 0
         require_space(self.config.out, 2 * (3 * trained + kept) + 2 * trained + 32 * 2**20)
 
+    def _try_reward(self) -> None:
+        """Ask the reward about one picture of noise, so that one that cannot work fails before any work is done."""
+        noise = torch.rand(1, *self.pipeline.image_shape, device=self.pipeline.device)
+        self.env.reward(noise, [self.env.prompts.texts[0]], [self.env.prompts.metadata[0]])
+
     def _collect(self) -> None:
-        # Each iteration's episodes begin from seeds of their own, so nothing of the environment needs saving.
-        first = self.config.seed + self.iteration * self.config.pictures
+        # Each iteration's episodes begin from seeds of their own, so nothing of the environment needs saving. They walk
+        # through cyclic prompts where the last iteration stopped.
+        first = int(np.random.SeedSequence([self.config.seed, self.iteration]).generate_state(1)[0])
+        first += (self.iteration * self.config.pictures - first) % len(self.env.prompts.texts)
         slots = self.env.num_envs
         for wave in range(self.waves):
             self.collector.reset(reset_buffer=False, gym_reset_kwargs={"seed": first + wave * slots})

@@ -105,14 +105,17 @@ def jobs(plan: Plan) -> list[Job]:
     ]
 
 
-def gains(plan: Plan, out: Path, agent: str, reward: str) -> list[Floats]:
-    """For each seed, each picture's gain over the pretrained model's mean in its standard deviations, (B,)."""
-    found = []
-    for seed in plan.seeds:
-        scores = json.loads((out / agent / reward / str(seed) / "probes" / SCORES).read_text())
-        before, after = np.array(scores["before"]["reward"]), np.array(scores["after"]["reward"])
-        found.append((after - before.mean()) / before.std())
-    return found
+def scores(plan: Plan, out: Path, agent: str, reward: str) -> tuple[Floats, Floats]:
+    """The trained reward before and after, (S, B) each: a row a seed, a column a picture."""
+    files = [out / agent / reward / str(seed) / "probes" / SCORES for seed in plan.seeds]
+    read = [json.loads(path.read_text()) for path in files]
+    before, after = (np.array([found[when]["reward"] for found in read]) for when in ("before", "after"))
+    return before, after
+
+
+def gain(before: Floats, after: Floats) -> float:
+    """What training brought, in standard deviations of the pretrained model's rewards."""
+    return float((after.mean() - before.mean()) / (before.std() + 1e-9))
 
 
 def collect(plan: Plan, out: Path) -> dict[str, Any]:
@@ -122,9 +125,11 @@ def collect(plan: Plan, out: Path) -> dict[str, Any]:
     cells: dict[str, Any] = {}
     runs: dict[str, Any] = {}
     for agent in agents(plan):
-        found = {reward: gains(plan, out, agent, reward) for reward in plan.rewards}
-        cells[agent] = {reward: bootstrap([seeds]) for reward, seeds in found.items()}
-        runs[agent] = np.array([[seeds[i].mean() for seeds in found.values()] for i in range(len(plan.seeds))])
+        found = {reward: scores(plan, out, agent, reward) for reward in plan.rewards}
+        cells[agent] = {reward: bootstrap(pair, gain, paired=True) for reward, pair in found.items()}
+        runs[agent] = np.array(
+            [[gain(before[i], after[i]) for before, after in found.values()] for i in range(len(plan.seeds))]
+        )
     np.random.seed(0)  # rliable draws from the global stream  # noqa: NPY002
     points, intervals = library.get_interval_estimates(
         runs, lambda scores: np.array([metrics.aggregate_iqm(scores)]), reps=2000

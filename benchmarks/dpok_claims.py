@@ -22,7 +22,7 @@ import numpy as np
 from agents.config import DPOKConfig, EvaluateConfig, SFTConfig, TrainConfig
 from agents.run_directory import SCORES, read_history
 from benchmarks.command import Benchmark, write_result
-from benchmarks.intervals import Floats, apart, bootstrap
+from benchmarks.intervals import PAIRS, Floats, apart, bootstrap
 from benchmarks.jobs import Job
 from diffusion_gym.emoji.grammar import PROBES, held_out_prompts, training_prompts
 
@@ -107,10 +107,10 @@ def jobs(plan: Plan) -> list[Job]:
     return found
 
 
-def scores(out: Path, names: Sequence[str], evaluation: str, when: str, measure: str) -> list[Floats]:
-    """Each seed's scores of one measure, (B,) each."""
+def scores(out: Path, names: Sequence[str], evaluation: str, when: str, measure: str) -> Floats:
+    """Scores of one measure, (S, B): a row a seed, a column a picture."""
     read = [json.loads((out / name / evaluation / SCORES).read_text()) for name in names]
-    return [np.array(found[when][measure]) for found in read]
+    return np.array([found[when][measure] for found in read])
 
 
 def single_prompt(plan: Plan, out: Path) -> dict[str, Any]:
@@ -124,8 +124,9 @@ def single_prompt(plan: Plan, out: Path) -> dict[str, Any]:
                 scores(out, [f"{source}/{probe}/{seed}" for seed in plan.seeds], "probe", when, measure)
                 for probe in plan.probes
             ]
-            found = {probe: bootstrap([group]) for probe, group in zip(plan.probes, groups, strict=True)}
-            table[method][measure] = {**found, "mean": bootstrap(groups)}
+            spread = PAIRS if measure == "diversity" else 1.0
+            found = {probe: bootstrap([g], spread=spread) for probe, g in zip(plan.probes, groups, strict=True)}
+            table[method][measure] = {**found, "mean": bootstrap(groups, spread=spread)}
 
     def better(one: str, other: str, measure: str, probe: str) -> bool:
         a, b = table[one][measure][probe], table[other][measure][probe]

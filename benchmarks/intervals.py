@@ -1,4 +1,4 @@
-"""Means with 95% intervals over several seeds of several pictures, by a bootstrap of both levels."""
+"""95% intervals over several seeds of training and several pictures of evaluation, by a bootstrap of both."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,39 +6,54 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+Interval = dict[str, float]
 RESAMPLES = 4000
+PAIRS = 2.0
+"""`spread` of a mean over pairs of pictures, given as each picture's mean over its pairs: a picture that is drawn anew
+moves its own value and its share in all others."""
+
+
+def mean_of_means(*groups: Floats) -> float:
+    """The mean of the groups' means."""
+    return float(np.mean([group.mean() for group in groups]))
 
 
 def bootstrap(
-    groups: Sequence[Sequence[Floats]],
-    statistic: Callable[..., float] = lambda *means: float(np.mean(means)),
+    groups: Sequence[Floats],
+    statistic: Callable[..., float] = mean_of_means,
     *,
+    paired: bool = False,
+    spread: float = 1.0,
     seed: int = 0,
-) -> dict[str, float]:
-    """A statistic of group means, with its 95% percentile interval.
+) -> Interval:
+    """A statistic of groups of scores, with its 95% percentile interval.
 
-    Seeds are drawn anew within each group, and then pictures within each seed, so that the interval holds what both
-    kinds of chance do. With three seeds it is a little too narrow, as any bootstrap of three is.
+    All seeds of training are evaluated from the same noise, so seeds and pictures are drawn anew apart from each other:
+    some of the rows, and for all of them the same columns. With three seeds the interval is somewhat too narrow, as any
+    bootstrap of three is.
 
     Args:
-        groups: for each group (a method, or a prompt) the scores of each seed's pictures, (B,).
-        statistic: of the groups' means, in their order; by default their mean.
+        groups: scores (S, B) of S seeds and B pictures each; the i-th pictures of all seeds come from the same noise.
+        statistic: takes the groups; by default the mean of their means.
+        paired: whether the groups, too, have the same seeds and noise, as before and after a training.
+        spread: deviations from the statistic are multiplied by this; `PAIRS` for diversity.
         seed: of the bootstrap.
     """
     rng = np.random.default_rng(seed)
+    point = statistic(*groups)
 
-    def group_mean(seeds: Sequence[Floats]) -> float:
-        return float(np.mean([scores.mean() for scores in seeds]))
+    def drawn() -> float:
+        resampled, chosen = [], None
+        for group in groups:
+            if chosen is None or not paired:
+                chosen = np.ix_(*(rng.integers(size, size=size) for size in group.shape))
+            resampled.append(group[chosen])
+        return statistic(*resampled)
 
-    def resampled(seeds: Sequence[Floats]) -> float:
-        drawn = [seeds[i] for i in rng.integers(len(seeds), size=len(seeds))]
-        return float(np.mean([scores[rng.integers(len(scores), size=len(scores))].mean() for scores in drawn]))
-
-    values = [statistic(*map(resampled, groups)) for _ in range(RESAMPLES)]
-    low, high = np.percentile(values, [2.5, 97.5])
-    return {"mean": statistic(*map(group_mean, groups)), "low": float(low), "high": float(high)}
+    low, high = np.percentile([drawn() for _ in range(RESAMPLES)], [2.5, 97.5])
+    return {"mean": point, "low": point + spread * (float(low) - point), "high": point + spread * (float(high) - point)}
 
 
-def apart(one: dict[str, float], other: dict[str, float]) -> bool:
+def apart(one: Interval, other: Interval) -> bool:
     """Whether two intervals do not overlap."""
     return one["low"] > other["high"] or other["low"] > one["high"]

@@ -3,6 +3,7 @@
 A job is a training and its evaluations. What is finished is not done again; what was killed goes on where it was.
 """
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from agents.config import EvaluateConfig, TrainConfig
-from agents.run_directory import CHECKPOINT, CONFIG, EVALUATION, TENSORBOARD, read_history
+from agents.run_directory import CHECKPOINT, CONFIG, EVALUATION, TENSORBOARD, check, read_history
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,18 @@ class Job:
     evaluations: Mapping[str, EvaluateConfig] = field(default_factory=dict)
 
     def is_done(self, out: Path) -> bool:
-        """Whether all of it is there."""
-        return all((out / self.name / key / EVALUATION).is_file() for key in self.evaluations)
+        """Whether all of it is there.
+
+        Raises:
+            RunError: what is there was made with other settings.
+        """
+        folder = out / self.name
+        if (folder / CONFIG).is_file():
+            check(replace(self.config, out=folder, resume=True))
+        files = [folder / key / EVALUATION for key in self.evaluations]
+        return all(
+            path.is_file() and json.loads(path.read_text())["iterations"] == self.config.iterations for path in files
+        )
 
 
 def run_jobs(jobs: Sequence[Job], *, out: Path, processes: int = 1) -> None:
@@ -82,8 +93,7 @@ def run_job(job: Job, out: Path) -> None:
     if not (folder / CHECKPOINT).is_file() or len(read_history(folder)) < config.iterations:
         train(config)
     for key, settings in job.evaluations.items():
-        if not (folder / key / EVALUATION).is_file():
-            evaluate(config, settings, folder=folder / key)
+        evaluate(config, settings, folder=folder / key)
     shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
 
 

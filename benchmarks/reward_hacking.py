@@ -19,7 +19,7 @@ import numpy as np
 from agents.config import DPOKConfig, EvaluateConfig
 from agents.run_directory import SCORES
 from benchmarks.command import Benchmark, write_result
-from benchmarks.intervals import bootstrap
+from benchmarks.intervals import PAIRS, bootstrap
 from benchmarks.jobs import Job
 
 MEASURES = ("reward", "kl", "reader", "quality", "diversity")
@@ -71,7 +71,12 @@ def paths(plan: Plan, out: Path) -> dict[str, list[dict[str, Any]]]:
         for stage, source, when in [(0, plan.stages[0], "before"), *((s, s, "after") for s in plan.stages)]:
             files = [out / f"{weight}/{seed}" / str(source) / SCORES for seed in plan.seeds]
             scores = [json.loads(path.read_text())[when] for path in files]
-            point = {measure: bootstrap([[np.array(s[measure]) for s in scores]]) for measure in MEASURES}
+            point = {
+                measure: bootstrap(
+                    [np.array([s[measure] for s in scores])], spread=PAIRS if measure == "diversity" else 1.0
+                )
+                for measure in MEASURES
+            }
             found[str(weight)].append({"iterations": stage, "pictures": stage * plan.pictures, **point})
     return found
 

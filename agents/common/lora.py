@@ -1,5 +1,6 @@
 """Low-rank adapters (Hu et al. 2022) on the UNet through peft, saved so that diffusers loads them."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -76,14 +77,17 @@ def save_lora(unet: Any, directory: str | os.PathLike[str]) -> Path:
 
 
 def load_lora(unet: Any, directory: str | os.PathLike[str]) -> None:
-    """Add the adapters that `save_lora` wrote to a UNet without any.
+    """Add the adapters that `save_lora` wrote, of the same rank and scale, to a UNet without any.
 
     Raises:
         FileNotFoundError: there are none.
     """
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
     path = Path(directory) / LORA_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {directory} holds no saved adapters")
-    unet.load_lora_adapter({k: v.to(torch.float32) for k, v in load_file(path).items()}, prefix="unet")
+    with safe_open(path, "pt") as file:
+        layers = {name: file.get_tensor(name).to(torch.float32) for name in file.keys()}  # noqa: SIM118
+        written = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    unet.load_lora_adapter(layers, prefix="unet", metadata=written or None)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from tianshou.data import Batch
 from tianshou.env import BaseVectorEnv
 
@@ -131,5 +132,6 @@ class BatchedVenv(BaseVectorEnv):
 
 
 def _light(obs: dict[str, Any]) -> Batch:
-    """Observations as a Batch, without the prompt embeddings."""
-    return Batch({name: value for name, value in obs.items() if name != "prompt_embedding"})
+    """Observations as a Batch, without the prompt embeddings; step and prompt ids in numpy, on whatever device."""
+    numbers = {name: torch.as_tensor(obs[name]).cpu().numpy() for name in ("step", "prompt_id")}
+    return Batch({name: value for name, value in obs.items() if name != "prompt_embedding"} | numbers)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from agents.common.advantages import PerPromptStatistics
 from agents.common.critic import LatentCritic
 from agents.common.optim import TrainableOptimizerFactory, adamw
 from agents.common.rollout import Rollout, chunks
@@ -125,6 +126,18 @@ def test_step_weights_multiply_the_steps_gradients(world: MakeWorld) -> None:
     plain = torch.autograd.grad(-(weight * log_prob).mean(), parameters)
     expected = torch.cat([g.double().flatten() for g in plain])
     assert (found - expected).norm() / expected.norm() < 1e-4
+
+
+def test_one_odd_reward_among_equals_does_not_take_the_whole_gradient(world: MakeWorld) -> None:
+    w = world()
+    w.collect()
+    dpok = DPOK(policy=w.policy, optim=recorder(), statistics=PerPromptStatistics(size=2, min_count=1))
+    rollout = Rollout(w.buffer, w.policy.actor)
+    rollout.reward_E = np.array([0.5, 1.0, 1.0, 1.0])  # the odd one is no longer among the last two of any prompt
+    rollout.prompts = lambda: ["a cat"] * 4  # type: ignore[method-assign]
+    advantage = dpok._prepare(rollout, np.arange(len(rollout)))
+    assert advantage.min() == -5.0
+    assert advantage.max() == 0.0
 
 
 def test_dpok_without_kl_is_plain_policy_gradient(world: MakeWorld) -> None:

@@ -32,6 +32,14 @@ def test_it_returns_what_the_stock_buffer_returns(world: Callable[..., Any]) -> 
     np.testing.assert_array_equal(ours.obs_next.latent[inner], np.asarray(theirs.obs_next.latent)[inner])
 
 
+def test_step_and_prompt_arrive_in_numpy_whatever_the_device(world: Callable[..., Any]) -> None:
+    w = world()
+    obs, _ = BatchedVenv(w.env).reset()
+    assert isinstance(w.env.observe(np.arange(w.env.num_envs))["step"], torch.Tensor)
+    assert isinstance(obs.step, np.ndarray)  # the buffer keeps both in numpy, and a CUDA tensor would not go there
+    assert isinstance(obs.prompt_id, np.ndarray)
+
+
 def test_a_rollout_at_stable_diffusion_size_fits() -> None:
     shape = (4, 64, 64)
     buffer = LatentReplayBuffer(num_envs=64, num_steps=50)

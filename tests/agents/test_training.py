@@ -18,6 +18,7 @@ import torch
 
 from agents import cli, run_directory
 from agents.common import checkpoint
+from agents.common.lora import add_lora, load_lora, save_lora
 from agents.common.sampling import sample_pictures
 from agents.config import (
     AGENTS,
@@ -29,11 +30,21 @@ from agents.config import (
     ReinforceConfig,
     SFTConfig,
 )
-from agents.evaluation import diversity_interval, evaluate, load_trained, mean_interval, share_interval, summary
+from agents.evaluation import (
+    choose_prompts,
+    diversity_interval,
+    evaluate,
+    load_trained,
+    mean_interval,
+    share_interval,
+    summary,
+)
 from agents.report import write_report
 from agents.run import train
 from agents.run_directory import RunError
 from agents.training import Training
+from diffusion_gym.pipelines import load_pipeline
+from diffusion_gym.rewards import register_reward
 
 
 @pytest.fixture
@@ -85,6 +96,27 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(
     torch.manual_seed(999)  # whatever happened in between
     train(dataclasses.replace(stopped, iterations=4, resume=True))
     assert_equal_runs(whole.out, stopped.out)
+
+
+def test_seeds_share_no_episode_and_cyclic_prompts_go_on(settings: dict[str, Any]) -> None:
+    begun: dict[int, list[int]] = {}
+    for seed in (0, 1):
+        training = Training(DDPOConfig(**{**settings, "seed": seed, "pictures": 3}))
+        begun[seed] = []
+        reset = training.collector.reset
+
+        def watch(*args: Any, seed: int = seed, reset: Any = reset, **kwargs: Any) -> Any:
+            first = kwargs["gym_reset_kwargs"]["seed"]
+            begun[seed] += range(first, first + 3)
+            return reset(*args, **kwargs)
+
+        training.collector.reset = watch  # type: ignore[method-assign]
+        prompts = []
+        for _ in range(2):
+            training.iterate()
+            prompts += [prompt for episodes in training.episodes for prompt in episodes.prompts]
+        assert prompts == ["a cat", "a dog"] * 3
+    assert len({*begun[0], *begun[1]}) == 12
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -201,6 +233,68 @@ def test_evaluation_and_report(settings: dict[str, Any]) -> None:
     assert sorted(path.name for path in (config.out / "samples").iterdir()) == ["5.png", "6.png"]
 
 
+def test_metadata_reaches_the_reward_in_evaluation_too(settings: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(
+            json.dumps({"prompt": text, "target": value}) + "\n" for text, value in (("a cat", 1.0), ("a dog", 3.0))
+        )
+    )
+    register_reward("test_target", lambda device: lambda images, prompts, metadata: [m["target"] for m in metadata])
+    prompts = (str(tmp_path / "prompts.jsonl"),)
+    config = DPOKConfig(**{**settings, "iterations": 1, "prompts": prompts, "reward": "test_target"})
+    train(config)
+    report = evaluate(config, EvaluateConfig(pictures=6, batch_size=4))
+    assert report["after"]["reward"]["mean"] == pytest.approx(2.0)
+
+
+def test_more_prompts_than_pictures_are_a_fixed_choice_of_all() -> None:
+    chosen = choose_prompts(1000, 50, seed=3)
+    assert chosen == choose_prompts(1000, 50, seed=3)
+    assert len(set(chosen)) == 50
+    assert max(chosen) > 500
+    assert choose_prompts(2, 5, seed=3) == [0, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ReinforceConfig(max_grad_norm=0.1), "--max-grad-norm"),
+        (PPOConfig(micro_batch_size=8), "--micro-batch-size"),
+        (SFTConfig(weighting="best", temperature=1.0), "--temperature"),
+        (SFTConfig(reduction="sum"), "--reduction"),
+    ],
+)
+def test_settings_without_effect_are_refused(config: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config.check()
+
+
+def test_rewards_that_give_no_picture_weight_are_refused(settings: dict[str, Any]) -> None:
+    config = SFTConfig(**{**settings, "reward": "jpeg_compressibility", "weighting": "reward"})
+    with pytest.raises(ValueError, match="--shift"):
+        train(config)
+
+
+def test_a_trained_pipeline_is_sampled_as_it_was_trained(settings: dict[str, Any]) -> None:
+    train(DDPOConfig(**{**settings, "full": True, "learning_rate": 1e-4, "guidance_scale": 2.5, "eta": 0.5}))
+    sampling = load_pipeline(settings["out"] / "pipeline", device="cpu").sampling
+    assert (sampling.num_inference_steps, sampling.guidance_scale, sampling.eta) == (3, 2.5, 0.5)
+
+
+def test_adapters_come_back_with_their_scale(tiny_pipeline: Any, tmp_path: Path) -> None:
+    one, other = tiny_pipeline.load_unet(), tiny_pipeline.load_unet()
+    add_lora(one, rank=2, alpha=8)
+    for name, parameter in one.named_parameters():
+        if "lora" in name:
+            parameter.data.normal_(std=0.1)
+    save_lora(one, tmp_path)
+    load_lora(other, tmp_path)
+    x = torch.randn(1, *tiny_pipeline.latent_shape)
+    text = torch.randn(1, 4, one.config.cross_attention_dim)
+    with torch.no_grad():
+        assert torch.allclose(one(x, 1, text).sample, other(x, 1, text).sample, atol=1e-6)
+
+
 def test_other_prompts_are_evaluated_apart(settings: dict[str, Any]) -> None:
     config = DPOKConfig(**{**settings, "iterations": 1})
     train(config)
@@ -234,6 +328,8 @@ def test_errors_come_before_any_work(settings: dict[str, Any], tmp_path: Path) -
         ({"full": True, "dtype": "bfloat16"}, "--full"),
         ({"estimator": "score", "passes": 2}, "--passes 1"),
         ({"reward": "jpeg=much"}, "--reward"),
+        ({"reward": "emoji_preference"}, "emoji_preference"),  # judges pictures of 64 x 64 only
+        ({"prompts": ("a cat", "prompts.txt")}, "prompts.txt"),
         ({"reward": "unknown_reward"}, "unknown_reward"),
         ({"model": str(tmp_path / "nowhere")}, "nowhere"),
     ):

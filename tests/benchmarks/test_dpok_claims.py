@@ -78,12 +78,33 @@ def test_the_bootstrap_covers_a_known_mean():
     rng = np.random.default_rng(0)
     hits = 0
     for trial in range(60):
-        groups = [[rng.normal(seed_mean, 1.0, 40) for seed_mean in rng.normal(2.0, 0.3, 6)]]
-        found = bootstrap(groups, seed=trial)
+        seeds, pictures = rng.normal(0, 0.3, (6, 1)), rng.normal(0, 1.0, (1, 40))
+        scores = 2.0 + seeds + pictures + rng.normal(0, 0.5, (6, 40))
+        found = bootstrap([scores], seed=trial)
         hits += found["low"] <= 2.0 <= found["high"]
     assert 48 <= hits <= 60
-    one = bootstrap([[np.zeros(5)], [np.full(5, 3.0)]], lambda a, b: b - a)
+    one = bootstrap([np.zeros((2, 5)), np.full((2, 5), 3.0)], lambda a, b: float((b - a).mean()))
     assert one == {"mean": 3.0, "low": 3.0, "high": 3.0}
+
+
+def test_the_same_pictures_three_times_are_no_more_than_once():
+    scores = np.random.default_rng(0).normal(0, 1, (1, 64))
+    once, thrice = bootstrap([scores]), bootstrap([np.repeat(scores, 3, 0)])
+    width = once["high"] - once["low"]
+    assert thrice["high"] - thrice["low"] == pytest.approx(width, rel=0.1)
+    wide = bootstrap([scores], spread=2.0)
+    assert wide["high"] - wide["low"] == pytest.approx(2 * width)
+
+
+def test_what_is_common_to_both_cancels_when_paired():
+    before = np.random.default_rng(0).normal(0, 1, (3, 64))
+    after = before + 0.1
+
+    def gained(a, b):
+        return float((b - a).mean())
+
+    assert bootstrap([before, after], gained, paired=True)["low"] == pytest.approx(0.1)
+    assert bootstrap([before, after], gained)["low"] < 0
 
 
 def test_intervals_that_touch_are_not_apart():

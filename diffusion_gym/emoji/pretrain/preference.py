@@ -7,6 +7,7 @@ then dropped.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,14 +19,14 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from ..corruptions import CORRUPTIONS
-from ..files import save_weights
+from ..files import require, save_weights
 from ..grammar import Group, Scene, describe, parse, sample_scene
 from ..images import to_bytes, to_tensor
 from ..nouns import COLOR_CLASSES, NATURAL, NOUN_INDEX, NOUN_NAMES, PLACE_CLASSES, PLAIN, drawn_color
 from ..preference import Preference, PreferenceNet, tokenize
 from ..scenes import draw
 from .autoencoder import load_autoencoder, noisy_round_trip
-from .loop import LoopConfig, Progress, StepRandom, train, write_metrics
+from .loop import LoopConfig, Progress, StepRandom, save_atomically, train, write_metrics
 from .redraw import redraw_all
 
 MISTAKES = ("color", "missing", "extra", "noun", "place")
@@ -326,11 +327,16 @@ def run(config: PreferenceConfig, out: Path) -> None:
 
     autoencoder = load_autoencoder(out, config.loop.device)
     cache = config.loop.runs / "preference-few-steps.pt"
-    if not cache.is_file():
+    unet = out / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
+    made_from = repr((config.few_step_samples, config.few_steps, config.loop.seed))
+    digest = hashlib.sha256(made_from.encode() + require(unet, "generator").read_bytes()).hexdigest()
+    kept = torch.load(cache, weights_only=True) if cache.is_file() else {}
+    if kept.get("digest") != digest:
         samples = few_step_samples(out, config.few_step_samples, config.few_steps, config.loop.seed, config.loop.device)
+        kept = {"digest": digest, "samples": {k: [torch.from_numpy(x) for x in v] for k, v in samples.items()}}
         cache.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({k: [torch.from_numpy(x) for x in v] for k, v in samples.items()}, cache)
-    few_steps = {k: [x.numpy() for x in v] for k, v in torch.load(cache, weights_only=True).items()}
+        save_atomically(cache, kept)
+    few_steps = {k: [x.numpy() for x in v] for k, v in kept["samples"].items()}
     net, progress = train_preference(config, autoencoder, few_steps, redraw_quadruples(config, out))
     save_weights(net, out / "preference.safetensors")
     figures = evaluate_preference(Preference(net), out)
