@@ -1,4 +1,4 @@
-"""Between pictures as bytes, as tensors in [0, 1], and as contact sheets."""
+"""Between pictures as bytes and as tensors in [0, 1]."""
 
 from __future__ import annotations
 
@@ -17,18 +17,6 @@ def to_tensor(images_BHWC: np.ndarray, device: str | torch.device = "cpu") -> Te
 def to_bytes(images_BCHW: Tensor) -> np.ndarray:
     """(B, 3, H, W) in [0, 1] -> (B, H, W, 3) uint8, rounded."""
     return (images_BCHW.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-
-
-def contact_sheet(images_BHWC: np.ndarray, columns: int, *, scale: int = 1, gap: int = 2) -> np.ndarray:
-    """Lays pictures out row by row on white, each pixel `scale` pixels wide. Returns (H, W, 3) uint8."""
-    count, height, width, _ = images_BHWC.shape
-    rows = -(-count // columns)
-    cell_h, cell_w = height * scale + gap, width * scale + gap
-    sheet = np.full((rows * cell_h + gap, columns * cell_w + gap, 3), 255, np.uint8)
-    for i, image in enumerate(images_BHWC):
-        top, left = gap + (i // columns) * cell_h, gap + (i % columns) * cell_w
-        sheet[top : top + height * scale, left : left + width * scale] = image.repeat(scale, 0).repeat(scale, 1)
-    return sheet
 
 
 def check_images(images: Tensor) -> None:

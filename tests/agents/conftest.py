@@ -100,3 +100,19 @@ def world(tiny_model: Path) -> Callable[..., World]:
         return make_world(tiny_model, **settings)
 
     return make
+
+
+@pytest.fixture
+def settings(tiny_model: Path, tiny_pipeline: Any, tmp_path: Path) -> dict[str, Any]:
+    """Settings of a run that takes a second."""
+    return {
+        "out": tmp_path / "run",
+        "model": str(tiny_model),
+        "reward": "jpeg_incompressibility",
+        "prompts": ("a cat", "a dog"),
+        "steps": 3,
+        "pictures": 4,
+        "iterations": 2,
+        "lora_rank": 2,
+        "device": "cpu",
+    }

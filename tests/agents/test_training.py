@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import pytest
 import torch
 
@@ -25,41 +24,17 @@ from agents.config import (
     A2CConfig,
     DDPOConfig,
     DPOKConfig,
-    EvaluateConfig,
     PPOConfig,
     ReinforceConfig,
     SFTConfig,
 )
 from agents.evaluation import (
-    choose_prompts,
-    diversity_interval,
-    evaluate,
     load_trained,
-    mean_interval,
-    share_interval,
-    summary,
 )
-from agents.report import write_report
 from agents.run import train
 from agents.run_directory import RunError
 from agents.training import Training
 from diffusion_gym.pipelines import load_pipeline
-from diffusion_gym.rewards import register_reward
-
-
-@pytest.fixture
-def settings(tiny_model: Path, tiny_pipeline: Any, tmp_path: Path) -> dict[str, Any]:
-    return {
-        "out": tmp_path / "run",
-        "model": str(tiny_model),
-        "reward": "jpeg_incompressibility",
-        "prompts": ("a cat", "a dog"),
-        "steps": 3,
-        "pictures": 4,
-        "iterations": 2,
-        "lora_rank": 2,
-        "device": "cpu",
-    }
 
 
 def trained(out: Path) -> dict[str, torch.Tensor]:
@@ -208,53 +183,6 @@ def test_full_fine_tuning_saves_a_pipeline(settings: dict[str, Any]) -> None:
     assert (theirs - ours).abs().max() < 1 / 255
 
 
-def test_evaluation_and_report(settings: dict[str, Any]) -> None:
-    config = DPOKConfig(**{**settings, "learning_rate": 1e-2})
-    train(config)
-    report = evaluate(config, EvaluateConfig(pictures=6, rewards=("jpeg_compressibility",)))
-    again = evaluate(config, EvaluateConfig(pictures=6, rewards=("jpeg_compressibility",)))
-    assert report == again
-    assert report["before"]["kl"]["mean"] == 0
-    assert report["after"]["kl"]["mean"] > 0
-    assert report["after"]["reward"]["mean"] == pytest.approx(-report["after"]["jpeg_compressibility"]["mean"])
-    for values in (*report["before"].values(), *report["after"].values()):
-        assert values["low"] <= values["mean"] <= values["high"]
-    assert summary(report, 1.0)["reward_after"] == report["after"]["reward"]
-    scores = json.loads((config.out / run_directory.SCORES).read_text())
-    assert len(scores["prompts"]) == len(scores["seeds"]) == 6
-    assert np.mean(scores["after"]["diversity"]) == pytest.approx(report["after"]["diversity"]["mean"], abs=1e-4)
-    assert np.mean(scores["after"]["reward"]) == pytest.approx(report["after"]["reward"]["mean"], abs=1e-4)
-    page = write_report(config.out).read_text()
-    assert page.count("data:image/png;base64,") == 2
-    assert "http" not in page
-    assert "reward (trained on)" in page
-    assert (config.out / "before_after.png").read_bytes().startswith(b"\x89PNG")
-    cli.main(["sample", str(config.out), "--pictures", "2", "--seed", "5", "--device", "cpu"])
-    assert sorted(path.name for path in (config.out / "samples").iterdir()) == ["5.png", "6.png"]
-
-
-def test_metadata_reaches_the_reward_in_evaluation_too(settings: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "prompts.jsonl").write_text(
-        "".join(
-            json.dumps({"prompt": text, "target": value}) + "\n" for text, value in (("a cat", 1.0), ("a dog", 3.0))
-        )
-    )
-    register_reward("test_target", lambda device: lambda images, prompts, metadata: [m["target"] for m in metadata])
-    prompts = (str(tmp_path / "prompts.jsonl"),)
-    config = DPOKConfig(**{**settings, "iterations": 1, "prompts": prompts, "reward": "test_target"})
-    train(config)
-    report = evaluate(config, EvaluateConfig(pictures=6, batch_size=4))
-    assert report["after"]["reward"]["mean"] == pytest.approx(2.0)
-
-
-def test_more_prompts_than_pictures_are_a_fixed_choice_of_all() -> None:
-    chosen = choose_prompts(1000, 50, seed=3)
-    assert chosen == choose_prompts(1000, 50, seed=3)
-    assert len(set(chosen)) == 50
-    assert max(chosen) > 500
-    assert choose_prompts(2, 5, seed=3) == [0, 1, 0, 1, 0]
-
-
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -293,16 +221,6 @@ def test_adapters_come_back_with_their_scale(tiny_pipeline: Any, tmp_path: Path)
     text = torch.randn(1, 4, one.config.cross_attention_dim)
     with torch.no_grad():
         assert torch.allclose(one(x, 1, text).sample, other(x, 1, text).sample, atol=1e-6)
-
-
-def test_other_prompts_are_evaluated_apart(settings: dict[str, Any]) -> None:
-    config = DPOKConfig(**{**settings, "iterations": 1})
-    train(config)
-    folder = config.out / "unseen"
-    report = evaluate(config, EvaluateConfig(pictures=4, prompts=("a fox", "a cow")), folder=folder)
-    assert report["prompts"] == ["a cow", "a fox"]
-    assert (folder / run_directory.EVALUATION).is_file()
-    assert not (config.out / run_directory.EVALUATION).exists()
 
 
 def test_another_run_is_not_overwritten(settings: dict[str, Any]) -> None:
@@ -389,14 +307,3 @@ def test_configurations_survive_json(agent: str) -> None:
     config = AGENTS[agent](prompts=("a", "b"), seed=3)
     values = json.loads(json.dumps(config.to_json()))
     assert run_directory.config_from_json(values, out=config.out) == config
-
-
-def test_intervals() -> None:
-    values = np.random.default_rng(0).normal(2.0, 1.0, 400)
-    interval = mean_interval(values)
-    assert interval["high"] - interval["mean"] == pytest.approx(1.96 / 20, rel=0.1)
-    assert share_interval(np.ones(20)) == pytest.approx({"mean": 1.0, "low": 0.839, "high": 1.0}, abs=1e-3)
-    same = torch.full((4, 3, 16, 16), 0.5)
-    assert diversity_interval(same, ["a"] * 4)["mean"] == 0
-    apart = same + torch.tensor([0.2, -0.2, 0.2, -0.2]).view(4, 1, 1, 1)
-    assert diversity_interval(apart, ["a", "a", "b", "b"])["mean"] == pytest.approx(0.4)
