@@ -20,6 +20,11 @@ class TrainConfig:
     """"emoji" for the embedded model, a directory in diffusers' Stable Diffusion format, or a hub id of one."""
     reward: str = "emoji_preference"
     """A reward's name, or module:function of your own; several with weights: emoji_preference=1,emoji_quality=0.2."""
+    reward_sources: tuple[str, ...] = ()
+    """Where rewards get their weights, as name=PATH or name=HUB_ID: pick_score=/models/PickScore_v1; other options of a
+    reward as name.option=value. By default each reward's own hub id."""
+    reward_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What the rewards' networks run in."""
     prompts: tuple[str, ...] = ("emoji/probes",)
     """Prompts, or one name of a prompt set (emoji/probes, emoji/train), or one .txt or .jsonl file."""
     steps: int = 10
@@ -85,6 +90,7 @@ class TrainConfig:
         if not self.prompts:
             raise ValueError("--prompts must name at least one prompt")
         prompt_spec(self.prompts)
+        self.source_spec()
 
     def minibatch(self) -> int | None:
         """Transitions (pictures for supervised agents) an optimizer step; None for all of them."""
@@ -107,6 +113,14 @@ class TrainConfig:
                 raise ValueError(f"--reward: {weight!r} is not a weight; write name=weight,name=weight") from error
         return weights
 
+    def source_spec(self) -> dict[str, str]:
+        """The rewards' sources as `make_reward` takes them.
+
+        Raises:
+            ValueError: one of them is not of the form name=place.
+        """
+        return source_spec(self.reward_sources)
+
     def prompt_spec(self) -> str | list[str]:
         """The prompts as `load_prompts` takes them."""
         return prompt_spec(self.prompts)
@@ -114,7 +128,7 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         """Plain values, with the agent's name; without where the run lies and whether it resumes."""
         values = {name: value for name, value in asdict(self).items() if name not in ("out", "resume")}
-        values["prompts"] = list(self.prompts)
+        values |= {"prompts": list(self.prompts), "reward_sources": list(self.reward_sources)}
         return {"agent": self.agent, **values}
 
 
@@ -321,6 +335,21 @@ def prompt_spec(prompts: tuple[str, ...]) -> str | list[str]:
     return sources[0] if sources else list(prompts)
 
 
+def source_spec(sources: tuple[str, ...]) -> dict[str, str]:
+    """Sources of rewards from the command line as `make_reward` takes them.
+
+    Raises:
+        ValueError: one of them is not of the form name=place.
+    """
+    found = {}
+    for text in sources:
+        name, _, place = text.partition("=")
+        if not name or not place:
+            raise ValueError(f"--reward-sources: {text!r} must be name=PATH or name=HUB_ID")
+        found[name] = place
+    return found
+
+
 def check_clip_range(clip_range: float, reduction: str) -> None:
     """Raise ValueError for a clip range that cannot work under a reduction."""
     if not clip_range > 0:
@@ -354,6 +383,8 @@ class EvaluateConfig:
     """Pictures at once."""
     rewards: tuple[str, ...] = field(default=())
     """Further rewards to report beside the one trained on."""
+    reward_sources: tuple[str, ...] = ()
+    """Where those rewards get their weights, as in training."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
 
@@ -364,6 +395,7 @@ class EvaluateConfig:
                 raise ValueError(f"--{name.replace('_', '-')} is too small: {getattr(self, name)}")
         if self.seed < 0:
             raise ValueError(f"--seed must be 0 or more, got {self.seed}")
+        source_spec(self.reward_sources)
 
 
 def config_from_json(values: dict[str, Any], **changes: Any) -> TrainConfig:
@@ -376,7 +408,7 @@ def config_from_json(values: dict[str, Any], **changes: Any) -> TrainConfig:
     agent = values.pop("agent", None)
     if agent not in AGENTS:
         raise ValueError(f"agent must be one of {sorted(AGENTS)}, got {agent!r}")
-    values["prompts"] = tuple(values["prompts"])
+    values |= {name: tuple(values.get(name, ())) for name in ("prompts", "reward_sources")}
     try:
         return AGENTS[agent](**{**values, **changes})
     except TypeError as error:

@@ -14,7 +14,7 @@ from agents.common.actor import DenoisingActor
 from agents.common.checkpoint import write_atomically
 from agents.common.reference import Reference
 from agents.common.sampling import sample_pictures
-from agents.config import EvaluateConfig, TrainConfig, prompt_spec
+from agents.config import EvaluateConfig, TrainConfig, prompt_spec, source_spec
 from agents.run_directory import CHECKPOINT, EVALUATION, PICTURE, SCORES, RunError
 from agents.training import make_actor
 from diffusion_gym.pipelines import Pipeline, load_pipeline
@@ -127,9 +127,12 @@ def make_judges(
     config: TrainConfig, settings: EvaluateConfig, prompts: Sequence[str], device: torch.device
 ) -> dict[str, Any]:
     """The rewards to report: the one trained on, those asked for, and the emoji world's judges where they apply."""
-    judges: dict[str, Any] = {"reward": make_reward(config.reward_spec(), device=device)}
+    options: dict[str, Any] = {"device": device, "dtype": config.reward_dtype}
+    judges: dict[str, Any] = {"reward": make_reward(config.reward_spec(), sources=config.source_spec(), **options)}
+    sources = config.source_spec() | source_spec(settings.reward_sources)
     for name in settings.rewards:
-        judges[name] = make_reward(name, device=device)
+        own = {key: place for key, place in sources.items() if key.partition(".")[0] == name}
+        judges[name] = make_reward(name, sources=own, **options)
     if config.model == "emoji":
         from diffusion_gym.emoji.grammar import parse
 

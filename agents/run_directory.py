@@ -33,7 +33,7 @@ def check(config: TrainConfig) -> None:
     if config.resume:
         if not path.is_file():
             raise RunError(f"--resume: {out} holds no run (no {CONFIG}); leave --resume out to begin one")
-        _check_same(config, read_config_values(out), out)
+        _check_same(config, read_config(out), out)
     elif out.is_dir() and any(out.iterdir()):
         what = "a run" if path.is_file() else "other files"
         raise RunError(
@@ -96,9 +96,9 @@ def _read_json(path: Path, advice: str) -> dict[str, Any]:
         raise RunError(f"{path} is damaged ({error}); {advice}") from error
 
 
-def _check_same(config: TrainConfig, saved: dict[str, Any], out: Path) -> None:
+def _check_same(config: TrainConfig, begun: TrainConfig, out: Path) -> None:
     """A run may go on for longer than it was begun for; everything else must be as it was."""
-    given = config.to_json()
+    given, saved = config.to_json(), begun.to_json()
     free = {"iterations", "device", "checkpoint_every"}
     different = [name for name in sorted({*given, *saved} - free) if given.get(name) != saved.get(name)]
     if different:

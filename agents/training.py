@@ -35,8 +35,10 @@ from agents.dpok import DPOK
 from agents.run_directory import CHECKPOINT, HISTORY, PIPELINE, RunError
 from agents.sft import RewardWeightedSFT
 from agents.stock import make_stock
+from diffusion_gym.device import parse_device
 from diffusion_gym.envs.vector import TextToImageVectorEnv
 from diffusion_gym.pipelines import Pipeline
+from diffusion_gym.rewards import make_reward
 
 Record = dict[str, Any]
 
@@ -115,7 +117,12 @@ class Training:
         self.env = TextToImageVectorEnv(
             num_envs=slots,
             model=config.model,
-            reward=config.reward_spec(),
+            reward=make_reward(
+                config.reward_spec(),
+                device=parse_device(config.device),
+                dtype=config.reward_dtype,
+                sources=config.source_spec(),
+            ),
             prompts=config.prompt_spec(),
             prompt_sampler="cyclic" if len(config.prompts) > 1 else None,
             num_inference_steps=config.steps,

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion_gym.device import parse_device, parse_dtype
 from diffusion_gym.kernels import Kernel, make_kernel
 from diffusion_gym.pipelines.denoiser import Denoiser
-from diffusion_gym.pipelines.device import parse_device, parse_dtype
 from diffusion_gym.pipelines.model_files import ModelFiles, SamplingDefaults, model_name, read_model_files
 from diffusion_gym.pipelines.prompt_bank import PromptBank
 

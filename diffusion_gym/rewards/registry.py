@@ -1,14 +1,17 @@
 """Rewards by name: the built-in ones, registered ones, entry points of other packages, and "module:function"."""
 
 import importlib.metadata
+import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
 from diffusion_gym.rewards.base import Reward
 
-RewardFactory = Callable[[torch.device], Reward]
+RewardFactory = Callable[..., Reward]
+"""`(device) -> reward`, and by keyword only what users may choose: `source` of its weights, `dtype`, other options."""
 ENTRY_POINTS = "diffusion_gym.rewards"
 
 _FACTORIES: dict[str, str | RewardFactory] = {
@@ -48,14 +51,29 @@ def reward_names() -> list[str]:
     return sorted({*_FACTORIES, *(point.name for point in found)})
 
 
-def reward_by_name(name: str, device: torch.device) -> Reward:
+def reward_by_name(
+    name: str,
+    device: torch.device,
+    *,
+    options: Mapping[str, str] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Reward:
     """Make the reward of a name, or take the one that "module:function" says.
 
+    Args:
+        name: the name.
+        device: where its network lies.
+        options: keyword arguments of its factory, e.g. {"source": "/models/PickScore_v1"}.
+        dtype: what its network runs in, if its factory lets one choose.
+
     Raises:
-        ValueError: no such reward.
+        ValueError: no such reward, or it has no such option.
         FileNotFoundError: it needs weights that are not there.
     """
+    options = dict(options or {})
     if ":" in name:
+        if options:
+            raise ValueError(f"reward {name!r} is a function of your own and takes no options, got {sorted(options)}")
         return _reward_at(name)
     factory = _FACTORIES.get(name)
     if factory is None:
@@ -66,7 +84,18 @@ def reward_by_name(name: str, device: torch.device) -> Reward:
     if isinstance(factory, str):
         factory = pkgutil.resolve_name(factory)
     assert callable(factory)
-    return factory(device)
+    return factory(device, **_keywords(name, factory, options, dtype))
+
+
+def _keywords(name: str, factory: RewardFactory, options: dict[str, str], dtype: torch.dtype) -> dict[str, Any]:
+    """The keyword arguments of a factory: the options, checked, and the dtype if it takes one."""
+    parameters = inspect.signature(factory).parameters.values()
+    known = {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    unknown = sorted(options.keys() - (known - {"dtype"}))
+    if unknown:
+        has = f"those it has: {sorted(known - {'dtype'})}" if known - {"dtype"} else "it has none"
+        raise ValueError(f"reward {name!r} has no option {unknown[0]!r}; {has}")
+    return {**options, **({"dtype": dtype} if "dtype" in known else {})}
 
 
 def _reward_at(place: str) -> Reward:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion_gym.device import parse_dtype
 from diffusion_gym.rewards.base import Reward, Scores, check_pictures, checked_call
 from diffusion_gym.rewards.registry import reward_by_name
 
@@ -56,16 +57,26 @@ class WeightedReward:
         return "WeightedReward(" + " + ".join(f"{term.weight:g} * {term.name}" for term in self.terms) + ")"
 
 
-def make_reward(reward: RewardSpec | WeightedReward, *, device: torch.device | str = "cpu") -> WeightedReward:
+def make_reward(
+    reward: RewardSpec | WeightedReward,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: str | torch.dtype = "float32",
+    sources: Mapping[str, str] | None = None,
+) -> WeightedReward:
     """Make a reward from what a user writes.
 
     Args:
         reward: a name; "module:function"; a callable `(images, prompts, metadata) -> (B,)`; a mapping {name: weight};
             or a sequence of names, callables and (name or callable, weight) pairs. Without a weight it is 1.
         device: where rewards with a network of their own should put it.
+        dtype: what those networks run in.
+        sources: where named rewards get their weights, a path or hub id: {"pick_score": "/models/PickScore_v1"}; other
+            options of a reward as {"name.option": value}. Without an entry a reward takes its own default.
 
     Raises:
-        TypeError, ValueError: `reward` is none of these, or a weight is not a finite number.
+        TypeError, ValueError: `reward` is none of these, a weight is not a finite number, or `sources` names a reward
+            that is not asked for.
         FileNotFoundError: a named reward needs weights that are not there.
     """
     if isinstance(reward, WeightedReward):
@@ -81,13 +92,25 @@ def make_reward(reward: RewardSpec | WeightedReward, *, device: torch.device | s
     if not pairs:
         raise ValueError(f"reward must have at least one term, got {reward!r}")
     checked = [(_check_term(term), _check_weight(term, weight)) for term, weight in pairs]
-    device = torch.device(device)
+    device, dtype = torch.device(device), parse_dtype(dtype)
+    options = _options(sources or {}, [term for term, _ in checked])
     terms: list[Term] = []
     for term, weight in checked:
         name = _unused_name(term, {t.name for t in terms})
-        made = reward_by_name(term, device) if isinstance(term, str) else term
+        made = reward_by_name(term, device, options=options.get(term), dtype=dtype) if isinstance(term, str) else term
         terms.append(Term(name=name, reward=made, weight=weight))
     return WeightedReward(terms)
+
+
+def _options(sources: Mapping[str, str], terms: Sequence[Any]) -> dict[str, dict[str, str]]:
+    """Options of each named reward: {"name": x} is its source, {"name.option": x} another option."""
+    found: dict[str, dict[str, str]] = {}
+    for key, value in sources.items():
+        name, _, option = key.partition(".")
+        if name not in terms:
+            raise ValueError(f"sources: {key!r} belongs to no reward asked for; those are {list(map(_name_of, terms))}")
+        found.setdefault(name, {})[option or "source"] = value
+    return found
 
 
 def _check_term(term: Any) -> str | Reward:
