@@ -4,6 +4,7 @@
     diffusion-gym evaluate runs/rabbit
     diffusion-gym report runs/rabbit
     diffusion-gym sample runs/rabbit --prompts "a green rabbit"
+    diffusion-gym serve emoji_preference --port 8000
     diffusion-gym quickstart
 
 Nothing heavy is imported before a command has been read and checked.
@@ -13,7 +14,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -27,13 +28,24 @@ from agents.config import (
     ReinforceConfig,
     SFTConfig,
     prompt_spec,
+    source_spec,
 )
+from agents.presets import PRESETS, expand_preset
 from agents.run_directory import RunError
+
+
+def _preset(name: str) -> Any:
+    preset = PRESETS[name]
+    return tyro.conf.subcommand(name, default=preset.config, description=preset.description)
 
 
 @dataclass(kw_only=True)
 class Train:
-    """Fine-tune a model; shows progress, writes curves to TensorBoard and a checkpoint every iteration."""
+    """Fine-tune a model; shows progress, writes curves to TensorBoard and a checkpoint every iteration.
+
+    Choose an agent, or a preset: an agent with a published run's settings, any of which can be changed
+    (train sd15-dpok --model PATH; --preset sd15-dpok does the same).
+    """
 
     agent: (
         Annotated[DPOKConfig, tyro.conf.subcommand("dpok")]
@@ -42,10 +54,18 @@ class Train:
         | Annotated[ReinforceConfig, tyro.conf.subcommand("reinforce")]
         | Annotated[A2CConfig, tyro.conf.subcommand("a2c")]
         | Annotated[PPOConfig, tyro.conf.subcommand("ppo")]
+        | Annotated[DPOKConfig, _preset("sd15-dpok")]
+        | Annotated[DDPOConfig, _preset("sd15-ddpo")]
+        | Annotated[DDPOConfig, _preset("sdxl-ddpo")]
     )
-
     def run(self) -> None:
-        """Train."""
+        """Train, or say what it would take."""
+        if self.agent.dry_run:
+            self.agent.check()
+            from agents.plan import show_plan
+
+            print(show_plan(self.agent))
+            return
         from agents.run import train
 
         train(self.agent)
@@ -155,11 +175,48 @@ class Quickstart:
         quickstart(out=self.out, seed=self.seed, iterations=self.iterations, pictures=self.pictures, show=say)
 
 
+@dataclass(kw_only=True)
+class Serve:
+    """Serve a reward to trainings in other processes, which name it by URL: --reward http://127.0.0.1:8000.
+
+    There is no authentication: listen on another address than 127.0.0.1 only in a network you trust.
+    """
+
+    reward: tyro.conf.Positional[str]
+    """A reward's name, or module:function of your own."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for other machines."""
+    port: int = 8000
+    """Port to listen on; 0 for any that is free."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    reward_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What the reward's network runs in."""
+    reward_sources: tuple[str, ...] = ()
+    """Where the reward gets its weights, as in training."""
+
+    def run(self) -> None:
+        """Serve until Ctrl-C."""
+        sources = source_spec(self.reward_sources)
+        from diffusion_gym.device import parse_device
+        from diffusion_gym.rewards import make_reward
+        from diffusion_gym.rewards.serve import serve
+
+        device = parse_device(self.device)
+        reward = make_reward(self.reward, device=device, dtype=self.reward_dtype, sources=sources)
+
+        def score(images: Any, prompts: Any, metadata: Any) -> Any:
+            return reward(images.to(device), prompts, metadata).total
+
+        serve(score, self.reward, self.host, self.port)
+
+
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
+    | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
 )
 
@@ -170,9 +227,14 @@ def main(argv: list[str] | None = None) -> None:
     Modules in the working directory can be imported, so that `--reward module:function` finds them.
     """
     sys.path.insert(0, os.getcwd())
+    try:
+        arguments = expand_preset(sys.argv[1:] if argv is None else argv)
+    except ValueError as error:
+        print(f"diffusion-gym: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
     command: Any = tyro.cli(
         Command,
-        args=argv,
+        args=arguments,
         prog="diffusion-gym",
         description="Fine-tune text-to-image diffusion models by reinforcement learning.",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),

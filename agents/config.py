@@ -4,6 +4,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+_NOT_SETTINGS = ("out", "resume", "dry_run")
+"""Fields that say what to do, not how a run is."""
+
 
 @dataclass(kw_only=True)
 class TrainConfig:
@@ -15,16 +18,23 @@ class TrainConfig:
     """Directory of the run. A new run needs a new or empty one."""
     resume: bool = False
     """Go on with the run in `out` from its last finished iteration."""
+    dry_run: bool = False
+    """Only print what the training would take: memory of the GPU, and the time of an iteration."""
 
     model: str = "emoji"
-    """"emoji" for the embedded model, a directory in diffusers' Stable Diffusion format, or a hub id of one."""
+    """"emoji" for the embedded model; a directory in diffusers' format or a .safetensors file of Stable Diffusion 1.x,
+    2.x or XL; or a hub id, with @revision behind it if need be."""
     reward: str = "emoji_preference"
-    """A reward's name, or module:function of your own; several with weights: emoji_preference=1,emoji_quality=0.2."""
+    """A reward's name, module:function of your own, or the URL of a reward server (diffusion-gym serve); several with
+    weights: emoji_preference=1,http://127.0.0.1:8000=0.2."""
     reward_sources: tuple[str, ...] = ()
     """Where rewards get their weights, as name=PATH or name=HUB_ID: pick_score=/models/PickScore_v1; other options of a
     reward as name.option=value. By default each reward's own hub id."""
     reward_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What the rewards' networks run in."""
+    async_rewards: bool = False
+    """Sample the next pictures while the last ones are judged; with --slots smaller than --pictures. It hides the time
+    of a reward on a server or another device, and changes no result."""
     prompts: tuple[str, ...] = ("emoji/probes",)
     """Prompts, or one name of a prompt set (emoji/probes, emoji/train), or one .txt or .jsonl file."""
     steps: int = 10
@@ -37,6 +47,14 @@ class TrainConfig:
     """auto, cpu, cuda, cuda:1 or mps."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What the frozen networks run in; adapters, latents and log-probabilities stay float32."""
+    gradient_checkpointing: bool = False
+    """Keep fewer of the UNet's intermediate results and compute them again: half the memory, a third more time."""
+    attention_slicing: bool = False
+    """Attention in slices: less memory without fused attention kernels, slower with them."""
+    vae_slicing: bool = False
+    """Decode one picture at a time."""
+    compile: bool = False
+    """Compile the UNet (torch.compile): minutes at the start, faster calls afterwards."""
     seed: int = 0
     """Of everything random. The same seed on the same machine gives the same run."""
 
@@ -78,6 +96,11 @@ class TrainConfig:
             raise ValueError(f"--learning-rate must be greater than 0, got {self.learning_rate}")
         if self.slots is not None and (self.slots < 1 or self.pictures % self.slots):
             raise ValueError(f"--slots must divide --pictures {self.pictures}, got {self.slots}")
+        if self.async_rewards and (self.slots is None or self.slots >= self.pictures):
+            raise ValueError(
+                f"--async-rewards needs --slots smaller than --pictures {self.pictures}, got {self.slots}: with all "
+                "pictures sampled at once there is nothing left to sample while they are judged"
+            )
         if self.full and self.dtype != "float32":
             raise ValueError(
                 f"--full trains the network's own weights, whose small updates vanish in {self.dtype}: use --dtype "
@@ -126,8 +149,8 @@ class TrainConfig:
         return prompt_spec(self.prompts)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, with the agent's name; without where the run lies and whether it resumes."""
-        values = {name: value for name, value in asdict(self).items() if name not in ("out", "resume")}
+        """Plain values, with the agent's name; without what is no setting of the run itself."""
+        values = {name: value for name, value in asdict(self).items() if name not in _NOT_SETTINGS}
         values |= {"prompts": list(self.prompts), "reward_sources": list(self.reward_sources)}
         return {"agent": self.agent, **values}
 
@@ -186,6 +209,10 @@ class DPOKConfig(PolicyGradientConfig):
 
     agent: ClassVar[str] = "dpok"
 
+    reward_weight: float = 1.0
+    """Of the advantages, beside the KL's weight."""
+    normalise: bool = True
+    """Divide advantages by the deviation of their prompt's rewards; without, the reward's own scale counts."""
     kl_weight: float = 0.02
     """Raise it when pictures degrade while the reward rises; lower it when the reward does not rise."""
     kl_form: Literal["exact", "unweighted"] = "exact"
@@ -200,6 +227,8 @@ class DPOKConfig(PolicyGradientConfig):
     def check(self) -> None:
         """As `TrainConfig.check`."""
         super().check()
+        if not self.reward_weight > 0:
+            raise ValueError(f"--reward-weight must be greater than 0, got {self.reward_weight}")
         if self.kl_weight < 0:
             raise ValueError(f"--kl-weight must be 0 or more, got {self.kl_weight}")
         if self.rollouts < 1:
@@ -264,6 +293,8 @@ class StockConfig(TrainConfig):
         super().check()
         if self.micro_batch_size != 64:
             raise ValueError(f"--micro-batch-size has no effect with {self.agent}: lower --batch-size instead")
+        if self.dtype == "float16":
+            raise ValueError(f"--dtype float16 loses the small gradients of {self.agent}: use bfloat16 or float32")
 
     def minibatch(self) -> int | None:
         """As `TrainConfig.minibatch`; all of them unless --batch-size says otherwise."""

@@ -86,7 +86,7 @@ class DDPO(PolicyGradient):
 
     def _terms(self, rollout: Rollout, transitions: Transitions, advantage_B: Any) -> Terms:
         t, actor = transitions, self.policy.actor
-        mean_BCHW, _ = actor.mean_and_output(t.latent_BCHW, t.step_B, t.embedding_BLD)
+        mean_BCHW, _ = actor.mean_and_output(t.latent_BCHW, t.step_B, t.embedding)
         log_prob_B = actor.kernel.log_prob(t.action_BCHW, mean_BCHW, t.step_B, reduction=self.policy.reduction)
         advantage = torch.as_tensor(advantage_B, dtype=torch.float32, device=log_prob_B.device)
         ratio_B = torch.exp(log_prob_B - t.log_prob_B)

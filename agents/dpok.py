@@ -156,7 +156,7 @@ class DPOK(PolicyGradient):
     def _terms(self, rollout: Rollout, transitions: Transitions, advantage_B: Any) -> Terms:
         t, actor = transitions, self.policy.actor
         kernel, reduction = actor.kernel, self.policy.reduction
-        mean_BCHW, output_BCHW = actor.mean_and_output(t.latent_BCHW, t.step_B, t.embedding_BLD)
+        mean_BCHW, output_BCHW = actor.mean_and_output(t.latent_BCHW, t.step_B, t.embedding)
         log_prob_B = kernel.log_prob(t.action_BCHW, mean_BCHW, t.step_B, reduction=reduction)
         weight_B = self.reward_weight * torch.as_tensor(advantage_B, dtype=torch.float32, device=log_prob_B.device)
         ratio_B = torch.exp(log_prob_B - t.log_prob_B)
@@ -189,7 +189,7 @@ class DPOK(PolicyGradient):
         missing = self.reference_outputs.missing(rollout.index_I[rows], serial_I)
         for micro in chunks(rows[np.isin(rollout.index_I[rows], missing)], self.micro_batch_size):
             t = rollout.gather(micro)
-            self.reference_outputs.compute(rollout.index_I[micro], serial_I, t.latent_BCHW, t.step_B, t.embedding_BLD)
+            self.reference_outputs.compute(rollout.index_I[micro], serial_I, t.latent_BCHW, t.step_B, t.embedding)
 
     def _fit_critic(self, rollout: Rollout) -> float:
         """Regress the final reward: the mean squared error, averaged over the steps (before each)."""

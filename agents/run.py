@@ -6,13 +6,15 @@ from typing import Any
 
 from agents import run_directory
 from agents.config import TrainConfig
+from agents.run_directory import RunError
 
 
 def train(config: TrainConfig) -> Any:
     """Train to the end of `config.iterations`; returns the `Training`.
 
     Raises:
-        ValueError, RunError, OSError: before any work, if the run cannot begin; OSError also when the disk fills up.
+        ValueError, RunError, OSError: before any work, if the run cannot begin; OSError also when the disk fills up;
+            RunError also when the reward fails for good, with every finished iteration saved.
         KeyboardInterrupt: Ctrl-C; every finished iteration is saved.
     """
     config.check()
@@ -20,6 +22,7 @@ def train(config: TrainConfig) -> Any:
     say("loading the model")
     from agents.progress import Board, ProgressLine
     from agents.training import Training
+    from diffusion_gym.rewards import RewardError
 
     training = Training(config)
     training.require_space()
@@ -37,11 +40,20 @@ def train(config: TrainConfig) -> Any:
             line.show(record)
         line.close()
         say(f"saved for diffusers in {training.export()}")
+    except RewardError as error:
+        line.close()
+        training.save()
+        cause = " ".join(str(error).split())
+        raise RunError(
+            f"stopped in iteration {training.iteration + 1}: {cause}; go on with the same command and --resume (all "
+            f"before is saved in {config.out})"
+        ) from error
     except KeyboardInterrupt:
         line.close()
         say(f"stopped; go on with the same command and --resume (checkpoint in {config.out})")
         raise
     finally:
+        training.close()
         board.close()
     return training
 

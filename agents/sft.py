@@ -174,7 +174,7 @@ class RewardWeightedSFT(DenoisingAlgorithm):
         # Drawn for the whole minibatch, so that micro-batches change nothing.
         timestep_B = torch.randint(len(self._alpha_bar_T), (len(x0_BCHW),))
         noise_BCHW = torch.randn_like(x0_BCHW)
-        accumulator = Accumulator(self.optim._optim, max_grad_norm=self.max_grad_norm)
+        accumulator = Accumulator(self.optim._optim, max_grad_norm=self.max_grad_norm, scaler=self.scaler)
         total = 0.0
         for rows in chunks(np.arange(len(x0_BCHW)), self.micro_batch_size):
             part = torch.from_numpy(rows)
@@ -198,21 +198,15 @@ class RewardWeightedSFT(DenoisingAlgorithm):
         kind = self.pipeline.files.scheduler.get("prediction_type", "epsilon")
         target = {"epsilon": noise, "v_prediction": signal * noise - spread * x0, "sample": x0}[kind]
         embedding = self.pipeline.prompts.embeddings(self.pipeline.prompts.ids(list(prompts)))
-        output = self._predict(latent, timestep_B, embedding)
+        # The conditional output alone: guidance is no part of the denoising loss.
+        predict = self.policy.actor.denoiser.conditional
+        output = predict(latent, timestep_B, embedding)
         loss_B = weight_B * (output - target).square().flatten(1).mean(1)
         if self._reference is not None:
             with torch.no_grad(), self._reference.active():
-                base = self._predict(latent, timestep_B, embedding)
+                base = predict(latent, timestep_B, embedding)
             loss_B = loss_B + self.regulariser_weight * (output - base).square().flatten(1).mean(1)
         return loss_B
-
-    def _predict(self, latent: Tensor, timestep_B: Tensor, embedding: Tensor) -> Tensor:
-        """The conditional model output: guidance is no part of the denoising loss."""
-        unet = self.policy.actor.unet
-        dtype = self.policy.actor.denoiser.dtype
-        return unet(latent.to(dtype), timestep_B, encoder_hidden_states=embedding.to(dtype), return_dict=False)[
-            0
-        ].float()
 
     def _gather(self, rollout: Rollout) -> None:
         """Take the finished latents, in the place of the last ones or in addition to them."""

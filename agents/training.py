@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from agents.stock import make_stock
 from diffusion_gym.device import parse_device
 from diffusion_gym.envs.vector import TextToImageVectorEnv
 from diffusion_gym.pipelines import Pipeline
-from diffusion_gym.rewards import make_reward
+from diffusion_gym.rewards import RewardError, make_reward
 
 Record = dict[str, Any]
 
@@ -50,6 +49,12 @@ def make_actor(config: TrainConfig, pipeline: Pipeline, kernel: Any) -> Denoisin
         unet.requires_grad_(True)
     else:
         add_lora(unet, rank=config.lora_rank, targets=config.lora_targets)
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if config.attention_slicing:
+        unet.set_attention_slice("auto")
+    if config.compile:
+        unet.compile()
     return DenoisingActor.from_pipeline(pipeline, kernel, unet=unet, guidance_scale=config.guidance_scale)
 
 
@@ -90,6 +95,8 @@ def make_algorithm(
     critic = LatentCritic(policy.actor, latent_shape=pipeline.latent_shape) if config.value_function else None
     return DPOK(
         **common,
+        reward_weight=config.reward_weight,
+        normalise=config.normalise,
         kl_weight=config.kl_weight,
         kl_form=config.kl_form,
         ratio_form=config.ratio_form,
@@ -103,13 +110,12 @@ class Training:
 
     Args:
         config: settings.
-        on_episodes: called with finished pictures as they come.
 
     Raises:
         ValueError, FileNotFoundError: the model, reward or prompts are not to be had.
     """
 
-    def __init__(self, config: TrainConfig, *, on_episodes: Callable[[Episodes], None] | None = None) -> None:
+    def __init__(self, config: TrainConfig) -> None:
         self.config = config
         seed_everything(config.seed)
         slots = config.slots or config.pictures
@@ -130,8 +136,11 @@ class Training:
             device=config.device,
             dtype=config.dtype,
             prompt_embedding=False,
+            defer_rewards=config.async_rewards,
         )
         self.pipeline = self.env.pipeline
+        if config.vae_slicing:
+            self.pipeline.decode_chunk = 1
         if config.dtype == "float32":
             # TF32 rounds by the batch's size, and then rollout and update disagree.
             torch.backends.cudnn.allow_tf32 = False
@@ -146,7 +155,7 @@ class Training:
             num_envs=slots, num_steps=config.steps, waves=self.waves, rollouts=getattr(config, "rollouts", 1)
         )
         self.episodes: list[Episodes] = []
-        self._on_episodes = on_episodes
+        """Of the last iteration, one entry a wave."""
         venv = BatchedVenv(self.env, on_episodes=self._receive)
         self.collector: Collector[Any] = Collector(self.policy, venv, self.buffer)
         self.iteration = 0
@@ -154,7 +163,11 @@ class Training:
         self.history: list[Record] = []
 
     def iterate(self) -> Record:
-        """One rollout and update."""
+        """One rollout and update.
+
+        Raises:
+            RewardError: the reward failed. All is then as after the iteration before: to be saved, or tried again.
+        """
         start = time.perf_counter()
         self.episodes = []
         with policy_within_training_step(self.policy):
@@ -233,12 +246,7 @@ class Training:
         out = self.config.out
         if not self.config.full:
             return save_lora(self.policy.actor.unet, out)
-        from diffusers import StableDiffusionPipeline
-
-        pipe = StableDiffusionPipeline.from_pretrained(
-            self.pipeline.model, unet=self.policy.actor.unet, safety_checker=None
-        )
-        pipe.save_pretrained(out / PIPELINE)
+        self.pipeline.save(out / PIPELINE, self.policy.actor.unet)
         sampling = {
             "num_inference_steps": self.config.steps,
             "guidance_scale": self.policy.actor.denoiser.guidance_scale,
@@ -254,25 +262,44 @@ class Training:
         kept = 2 * latents if self.buffer.rollouts > 1 else 0
         require_space(self.config.out, 2 * (3 * trained + kept) + 2 * trained + 32 * 2**20)
 
+    def close(self) -> None:
+        """Drop rewards that are not being computed yet."""
+        self.env.close()
+
     def _try_reward(self) -> None:
         """Ask the reward about one picture of noise, so that one that cannot work fails before any work is done."""
         noise = torch.rand(1, *self.pipeline.image_shape, device=self.pipeline.device)
         self.env.reward(noise, [self.env.prompts.texts[0]], [self.env.prompts.metadata[0]])
 
     def _collect(self) -> None:
+        """Fill the buffer and `episodes`; go back to the beginning if the reward fails."""
+        random, cursors = random_state(), self.buffer.cursors()
+        try:
+            self._sample()
+        except RewardError:
+            self.episodes = []
+            self.buffer.rewind(cursors)
+            set_random_state(random)
+            raise
+
+    def _sample(self) -> None:
         # Each iteration's episodes begin from seeds of their own, so nothing of the environment needs saving. They walk
         # through cyclic prompts where the last iteration stopped.
         first = int(np.random.SeedSequence([self.config.seed, self.iteration]).generate_state(1)[0])
         first += (self.iteration * self.config.pictures - first) % len(self.env.prompts.texts)
         slots = self.env.num_envs
+        last_transitions = []
         for wave in range(self.waves):
             self.collector.reset(reset_buffer=False, gym_reset_kwargs={"seed": first + wave * slots})
             self.collector.collect(n_step=slots * self.config.steps)
+            last_transitions.append(self.buffer.last_index.copy())
+        if self.config.async_rewards:
+            self.episodes = [episodes.scored() for episodes in self.episodes]
+            for episodes, index in zip(self.episodes, last_transitions, strict=True):
+                self.buffer.set_rewards(index[episodes.slots], episodes.rewards)
 
     def _receive(self, episodes: Episodes) -> None:
         self.episodes.append(episodes)
-        if self._on_episodes is not None:
-            self._on_episodes(episodes)
 
     def _record(self, stats: TrainingStats, rollout_seconds: float, seconds: float) -> Record:
         record: Record = {"iteration": self.iteration}

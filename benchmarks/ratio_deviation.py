@@ -32,7 +32,7 @@ def deviation(rollout: Rollout, parts: list[Index]) -> float:
     for rows in parts:
         t = rollout.gather(rows)
         with torch.no_grad():
-            mean, _ = actor.mean_and_output(t.latent_BCHW, t.step_B, t.embedding_BLD)
+            mean, _ = actor.mean_and_output(t.latent_BCHW, t.step_B, t.embedding)
             log_prob = actor.kernel.log_prob(t.action_BCHW, mean, t.step_B, reduction="mean")
         worst = max(worst, float((torch.exp(log_prob - t.log_prob_B) - 1).abs().max()))
     return worst

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_gym.kernels import Kernel
-from diffusion_gym.pipelines import Denoiser, Pipeline, PromptBank
+from diffusion_gym.pipelines import Denoiser, Pipeline, PromptBank, PromptEmbedding
 
 
 class DenoisingActor(nn.Module):
@@ -26,7 +26,7 @@ class DenoisingActor(nn.Module):
         self.denoiser = denoiser
         self.kernel = kernel
         self.prompts = prompts
-        self._gathered: tuple[bytes, Tensor] | None = None
+        self._gathered: tuple[bytes, PromptEmbedding] | None = None
         self.eval()
 
     @classmethod
@@ -53,6 +53,11 @@ class DenoisingActor(nn.Module):
         """The UNet."""
         return self.denoiser.unet
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the UNet runs in."""
+        return getattr(self.denoiser, "dtype", torch.float32)
+
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode."""
         return super().train(False)
@@ -70,10 +75,10 @@ class DenoisingActor(nn.Module):
         return (mean_BCHW, self.kernel.sigma(step_B)), state
 
     def mean_and_output(
-        self, latent_BCHW: Tensor, step_B: Tensor, embedding_BLD: Tensor | None
+        self, latent_BCHW: Tensor, step_B: Tensor, embedding: PromptEmbedding | None
     ) -> tuple[Tensor, Tensor]:
         """Mean of the next latent and the guided model output it comes from, both (B, C, H, W) float32."""
-        output = self.denoiser(latent_BCHW, self.kernel.timestep(step_B), embedding_BLD)
+        output = self.denoiser(latent_BCHW, self.kernel.timestep(step_B), embedding)
         return self.kernel.mean(output, latent_BCHW, step_B), output
 
     def latent_and_step(self, obs: Any) -> tuple[Tensor, Tensor]:
@@ -82,10 +87,10 @@ class DenoisingActor(nn.Module):
         latent = torch.as_tensor(obs.latent, dtype=torch.float32, device=device)
         return latent, torch.as_tensor(obs.step, dtype=torch.int64, device=device)
 
-    def embedding(self, obs: Any) -> Tensor | None:
-        """Prompt embeddings (B, L, D): those observed, else those of the observed ids; the last gather is kept."""
+    def embedding(self, obs: Any) -> PromptEmbedding | None:
+        """Embeddings of the B prompts: those observed, else those of the observed ids; the last gather is kept."""
         if "prompt_embedding" in obs:
-            return torch.as_tensor(obs.prompt_embedding, dtype=torch.float32, device=self.kernel.device)
+            return PromptEmbedding.from_observation(obs, self.kernel.device)
         if self.prompts is None:
             return None
         ids_B = torch.as_tensor(obs.prompt_id, dtype=torch.int64).cpu()

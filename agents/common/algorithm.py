@@ -14,7 +14,7 @@ from tianshou.utils.torch_utils import torch_train_mode
 from torch import Tensor
 
 from agents.common.advantages import Floats
-from agents.common.optim import Accumulator
+from agents.common.optim import Accumulator, loss_scaler
 from agents.common.policy import DenoisingPolicy
 from agents.common.rollout import Index, Rollout, Transitions, chunks
 
@@ -86,6 +86,7 @@ class DenoisingAlgorithm(OnPolicyAlgorithm[DenoisingPolicy]):
             raise ValueError(f"max_grad_norm must be greater than 0 or None, got {max_grad_norm}")
         super().__init__(policy=policy)
         self.optim = self._create_optimizer(policy.actor, optim)
+        self.scaler = loss_scaler(policy.actor.dtype, policy.actor.kernel.device)
         self.micro_batch_size = micro_batch_size
         self.max_grad_norm = max_grad_norm
 
@@ -194,7 +195,7 @@ class PolicyGradient(DenoisingAlgorithm):
         first: list[Tensor] = []
         for _ in range(repeat):
             for minibatch in chunks(rows[np.random.permutation(len(rows))], batch_size):  # noqa: NPY002
-                accumulator = Accumulator(optimizer, max_grad_norm=self.max_grad_norm)
+                accumulator = Accumulator(optimizer, max_grad_norm=self.max_grad_norm, scaler=self.scaler)
                 total = torch.zeros((), device=self.policy.actor.kernel.device)
                 for micro in chunks(minibatch, self.micro_batch_size):
                     terms = self._terms(batch, batch.gather(micro), advantage_I[micro])

@@ -7,6 +7,8 @@ import numpy.typing as npt
 import torch
 from tianshou.data import Batch, VectorReplayBuffer
 
+Index = npt.NDArray[np.int64]
+
 
 class LatentReplayBuffer(VectorReplayBuffer):
     """Trajectories of N slots in lockstep, for any on-policy algorithm of Tianshou.
@@ -90,6 +92,42 @@ class LatentReplayBuffer(VectorReplayBuffer):
         latent_BCHW[first] = self._first_ECHW[index_B[first] // self.num_steps]
         return latent_BCHW if np.ndim(index) else latent_BCHW[0]
 
+    def set_rewards(self, index: Index, rewards: npt.NDArray[np.float64]) -> None:
+        """Give episodes rewards that were not known when they were stored.
+
+        Args:
+            index: the last transition of each episode, (E,); `last_index` has them after a wave, by slot.
+            rewards: (E,) float64.
+
+        Raises:
+            ValueError: a transition is not the last of its episode.
+        """
+        if (index % self.num_steps != self.num_steps - 1).any():
+            raise ValueError(f"index must be of transitions of step {self.num_steps - 1}, got {index.tolist()}")
+        self.rew[index] = rewards
+
+    def cursors(self) -> dict[str, Any]:
+        """Where the next transitions go and which count; for `rewind`."""
+        return {
+            "cursors": [(b._insertion_idx, b._size, b._ep_start_idx, b.last_index.tolist()) for b in self.buffers],
+            "last_index": self.last_index.tolist(),
+            "added": self._added,
+        }
+
+    def rewind(self, cursors: dict[str, Any]) -> None:
+        """Go back to where `cursors` was called, between episodes: what comes next falls on the same places.
+
+        Transitions overwritten since then are not restored. With whole rollouts that is no loss: the next one takes
+        their places before anything is learned.
+        """
+        self._added = cursors["added"]
+        self.last_index = np.array(cursors["last_index"])
+        for i, (buffer, cursor) in enumerate(zip(self.buffers, cursors["cursors"], strict=True)):
+            buffer._insertion_idx, buffer._size, buffer._ep_start_idx = cursor[:3]
+            buffer.last_index = np.array(cursor[3])
+            buffer._ep_return, buffer._ep_len = 0.0, 0
+            self._lengths[i] = cursor[1]
+
     def reset(self, keep_statistics: bool = False) -> None:
         """Empty the buffer; with `keep_statistics` and `rollouts > 1` nothing is dropped before it is overwritten."""
         if keep_statistics and getattr(self, "rollouts", 1) > 1:
@@ -126,12 +164,9 @@ class LatentReplayBuffer(VectorReplayBuffer):
             "first": self._first_ECHW,
             "serial": self.serial_I,
         }
-        cursors = [(b._insertion_idx, b._size, b._ep_start_idx, b.last_index.tolist()) for b in self.buffers]
         return {
             "tensors": {name: torch.from_numpy(np.asarray(array)) for name, array in tensors.items()},
-            "cursors": cursors,
-            "last_index": self.last_index.tolist(),
-            "added": self._added,
+            **self.cursors(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -151,8 +186,4 @@ class LatentReplayBuffer(VectorReplayBuffer):
             )
         )
         self._first_ECHW, self.serial_I = t["first"], t["serial"]
-        self.last_index = np.array(state["last_index"])
-        for i, (buffer, cursor) in enumerate(zip(self.buffers, state["cursors"], strict=True)):
-            buffer._insertion_idx, buffer._size, buffer._ep_start_idx = cursor[:3]
-            buffer.last_index = np.array(cursor[3])
-            self._lengths[i] = cursor[1]
+        self.rewind(state)

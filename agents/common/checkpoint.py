@@ -91,6 +91,7 @@ def algorithm_state(algorithm: OnPolicyAlgorithm[Any], *, transitions: bool) -> 
         "parameters": {n: p.detach() for n, p in algorithm.named_parameters() if p.requires_grad},
         "optimizers": [optimizer.state_dict() for optimizer in algorithm._optimizers],
         "lr_schedulers": [scheduler.state_dict() for scheduler in algorithm.lr_schedulers],
+        "loss_scaler": None if _loss_scaler(algorithm) is None else _loss_scaler(algorithm).state_dict(),
         "extra": _extra_state(algorithm, transitions),
     }
 
@@ -113,7 +114,14 @@ def load_algorithm_state(algorithm: OnPolicyAlgorithm[Any], state: dict[str, Any
         optimizer.load_state_dict(saved_optimizer)
     for scheduler, saved_scheduler in zip(algorithm.lr_schedulers, state["lr_schedulers"], strict=True):
         scheduler.load_state_dict(saved_scheduler)
+    scaler = _loss_scaler(algorithm)
+    if scaler is not None and state.get("loss_scaler"):
+        scaler.load_state_dict(state["loss_scaler"])
     _load_extra_state(algorithm, state["extra"])
+
+
+def _loss_scaler(algorithm: OnPolicyAlgorithm[Any]) -> Any:
+    return getattr(algorithm, "scaler", None)
 
 
 def _extra_state(algorithm: OnPolicyAlgorithm[Any], transitions: bool) -> dict[str, Any]:

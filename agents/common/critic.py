@@ -41,7 +41,7 @@ class LatentCritic(nn.Module):
     def __init__(self, actor: DenoisingActor, *, latent_shape: tuple[int, ...], hidden: int = 256) -> None:
         super().__init__()
         self._actor = [actor]  # in a list: the actor's parameters are not the critic's
-        width = 0 if actor.prompts is None else actor.prompts.unconditional_LD.shape[-1]
+        width = 0 if actor.prompts is None else actor.prompts.unconditional.num_features
         self.num_steps = actor.kernel.num_steps
         inputs = int(torch.Size(latent_shape).numel()) + width
         self.layers = nn.ModuleList(StepConditionedLinear(a, hidden, self.num_steps) for a in (inputs, hidden, hidden))
@@ -51,12 +51,12 @@ class LatentCritic(nn.Module):
     def forward(self, obs: object) -> Tensor:
         """Values (B, 1) float32 of observations as the actor takes them.
 
-        The prompt enters as the mean of its embedding over the tokens.
+        The prompt enters as the mean of its embedding over the tokens, with SDXL's pooled one beside it.
         """
         actor = self._actor[0]
         latent_BCHW, step_B = actor.latent_and_step(obs)
-        embedding_BLD = actor.embedding(obs)
-        parts = [latent_BCHW.flatten(1)] + ([] if embedding_BLD is None else [embedding_BLD.mean(1)])
+        embedding = actor.embedding(obs)
+        parts = [latent_BCHW.flatten(1)] + ([] if embedding is None else [embedding.features()])
         return self.from_features(torch.cat(parts, 1), step_B)
 
     def from_features(self, x_BF: Tensor, step_B: Tensor) -> Tensor:

@@ -50,33 +50,60 @@ def trainable_parameters(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
+def loss_scaler(dtype: torch.dtype, device: torch.device) -> torch.amp.GradScaler | None:
+    """What keeps gradients within float16, in which those of a mean over thousands of values would be 0; else None.
+
+    Losses are multiplied before the backward pass and gradients divided after it, by a factor that adapts.
+    """
+    if dtype != torch.float16:
+        return None
+    return torch.amp.GradScaler(device.type, init_scale=2.0**20, growth_interval=200)
+
+
 class Accumulator:
     """One optimizer step from the gradients of any number of micro-batches.
 
     Args:
         optimizer: the optimizer.
         max_grad_norm: gradients are scaled down to this L2 norm; None leaves them.
+        scaler: see `loss_scaler`; None for networks that do not run in float16.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, *, max_grad_norm: float | None) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        max_grad_norm: float | None,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
+        self.scaler = scaler
         self.optimizer.zero_grad(set_to_none=True)
 
     def add(self, loss: torch.Tensor) -> None:
         """Add the gradient of a micro-batch's share: the sum over its samples, divided by the whole batch's size."""
         if loss.requires_grad:
-            loss.backward()
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def step(self) -> float:
         """Clip, step, and return the gradient's norm before clipping.
+
+        A scaled gradient that overflowed makes no step, and 0 is returned; the next is scaled by half as much.
 
         Raises:
             FloatingPointError: the gradient is not finite; nothing was changed.
         """
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
         limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         norm = float(nn.utils.clip_grad_norm_(parameters, limit))
+        if self.scaler is not None and (math.isfinite(norm) or self.scaler.get_scale() > 1.0):
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+            return norm if math.isfinite(norm) else 0.0
         if not math.isfinite(norm):
             raise FloatingPointError(
                 f"the gradient has norm {norm}: lower the learning rate or the reward weight, or look for extreme "

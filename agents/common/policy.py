@@ -60,10 +60,16 @@ class DenoisingPolicy(ProbabilisticActorPolicy):
     def forward(self, batch: Any, state: Any = None) -> Any:
         """Draw the next latents.
 
+        Args:
+            batch: observations. One without `act` comes from a rollout, and there nothing is differentiated: Tianshou's
+                Collector leaves gradients on, and a UNet's intermediate results are far larger than its pictures.
+            state: unused.
+
         Returns:
             A Batch of `act` (B, C, H, W), `dist`, and `policy.log_prob` (B,) float32, which the Collector stores.
         """
-        mean_and_sigma, _ = self.actor(batch.obs)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "act" in batch):
+            mean_and_sigma, _ = self.actor(batch.obs)
         dist = self.distribution(mean_and_sigma)
         act = dist.sample()
         with torch.no_grad():

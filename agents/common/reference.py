@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from agents.common.actor import DenoisingActor
 from agents.common.lora import has_lora
+from diffusion_gym.pipelines import PromptEmbedding
 
 
 class Reference:
@@ -49,10 +50,10 @@ class Reference:
             actor.denoiser = trained
 
     @torch.no_grad()
-    def output(self, latent_BCHW: Tensor, step_B: Tensor, embedding_BLD: Tensor | None) -> Tensor:
+    def output(self, latent_BCHW: Tensor, step_B: Tensor, embedding: PromptEmbedding | None) -> Tensor:
         """Guided model output of the reference, (B, C, H, W) float32."""
         with self.active():
-            return self._actor.denoiser(latent_BCHW, self._actor.kernel.timestep(step_B), embedding_BLD)
+            return self._actor.denoiser(latent_BCHW, self._actor.kernel.timestep(step_B), embedding)
 
 
 class ReferenceOutputs:
@@ -82,10 +83,10 @@ class ReferenceOutputs:
         serial_I: npt.NDArray[np.int64],
         latent_BCHW: Tensor,
         step_B: Tensor,
-        embedding_BLD: Tensor | None,
+        embedding: PromptEmbedding | None,
     ) -> None:
         """Compute and keep the outputs of the transitions at `index`."""
-        output = self.reference.output(latent_BCHW, step_B, embedding_BLD)
+        output = self.reference.output(latent_BCHW, step_B, embedding)
         if self._output_ICHW is None:
             self._output_ICHW = torch.empty((len(serial_I), *output.shape[1:]), dtype=torch.float32)
         self._output_ICHW[torch.from_numpy(index)] = output.cpu()

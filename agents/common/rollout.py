@@ -10,6 +10,7 @@ from tianshou.data import ReplayBuffer
 from torch import Tensor
 
 from agents.common.actor import DenoisingActor
+from diffusion_gym.pipelines import PromptEmbedding
 
 Index = npt.NDArray[np.int64]
 
@@ -23,7 +24,7 @@ class Transitions:
         latent_BCHW: float32.
         action_BCHW: float32, what the policy did.
         step_B: int64.
-        embedding_BLD: prompt embeddings; None without prompts.
+        embedding: of the prompts; None without prompts.
         log_prob_B: float32, of the action when it was taken.
     """
 
@@ -31,7 +32,7 @@ class Transitions:
     latent_BCHW: Tensor
     action_BCHW: Tensor
     step_B: Tensor
-    embedding_BLD: Tensor | None
+    embedding: PromptEmbedding | None
     log_prob_B: Tensor
 
 
@@ -108,7 +109,7 @@ class Rollout:
             latent_BCHW=latent,
             action_BCHW=torch.as_tensor(self.buffer.act[index], dtype=torch.float32, device=device),
             step_B=step,
-            embedding_BLD=self.actor.embedding(obs),
+            embedding=self.actor.embedding(obs),
             log_prob_B=torch.as_tensor(self.buffer.policy.log_prob[index], dtype=torch.float32, device=device),
         )
 

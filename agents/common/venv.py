@@ -1,7 +1,7 @@
 """The vector environment as Tianshou's Collector wants it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from tianshou.data import Batch
 from tianshou.env import BaseVectorEnv
 
 from diffusion_gym.envs.vector import TextToImageVectorEnv
+from diffusion_gym.rewards import PendingScores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +22,9 @@ class Episodes:
         slots: (F,) int64.
         prompts: F prompts.
         images: (F, H, W, 3) uint8.
-        rewards: (F,) float64.
-        terms: each reward term, (F,) float32.
+        rewards: (F,) float64; 0 while the scores are pending.
+        terms: each reward term, (F,) float32; none while they are pending.
+        pending: the scores, if the environment defers rewards.
     """
 
     slots: npt.NDArray[np.int64]
@@ -30,6 +32,19 @@ class Episodes:
     images: npt.NDArray[np.uint8]
     rewards: npt.NDArray[np.float64]
     terms: dict[str, npt.NDArray[np.float32]]
+    pending: PendingScores | None = None
+
+    def scored(self) -> "Episodes":
+        """The same with their rewards, which this waits for.
+
+        Raises:
+            RewardError: the reward failed.
+        """
+        if self.pending is None:
+            return self
+        scores = self.pending.result()
+        terms = {name: values.numpy() for name, values in scores.terms.items()}
+        return replace(self, rewards=scores.total.double().numpy(), terms=terms, pending=None)
 
 
 class BatchedVenv(BaseVectorEnv):
@@ -101,14 +116,15 @@ class BatchedVenv(BaseVectorEnv):
         obs, rewards, terminated, truncated, infos = self.env.step_slots(slots, action)
         if infos and self.on_episodes is not None:
             done = np.flatnonzero(terminated)
-            terms = {name: infos["reward_terms"][name][done] for name in infos["reward_terms"] if name[0] != "_"}
+            terms = infos.get("reward_terms", {})
             self.on_episodes(
                 Episodes(
                     slots=slots[done],
                     prompts=infos["prompt"][done].tolist(),
                     images=infos["image"][done],
                     rewards=rewards[done],
-                    terms=terms,
+                    terms={name: values[done] for name, values in terms.items() if name[0] != "_"},
+                    pending=infos.get("pending_reward"),
                 )
             )
         return _light(obs), rewards, terminated, truncated, self._infos[slots]
@@ -134,4 +150,4 @@ class BatchedVenv(BaseVectorEnv):
 def _light(obs: dict[str, Any]) -> Batch:
     """Observations as a Batch, without the prompt embeddings; step and prompt ids in numpy, on whatever device."""
     numbers = {name: torch.as_tensor(obs[name]).cpu().numpy() for name in ("step", "prompt_id")}
-    return Batch({name: value for name, value in obs.items() if name != "prompt_embedding"} | numbers)
+    return Batch({name: value for name, value in obs.items() if not name.endswith("prompt_embedding")} | numbers)

@@ -16,10 +16,10 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from diffusion_gym.pipelines import load_pipeline
+from diffusion_gym.pipelines import PromptEmbedding, load_pipeline
 from diffusion_gym.pipelines.prompt_bank import CAPACITY
 from diffusion_gym.prompts import PromptSampler, PromptSet, load_prompts, make_sampler
-from diffusion_gym.rewards import RewardSpec, WeightedReward, make_reward
+from diffusion_gym.rewards import PendingScores, RewardPool, RewardSpec, Scores, WeightedReward, make_reward
 
 LATENT_LIMIT = 1000.0
 """Bound of the latent and action spaces. Latents of a working model stay below 30 or so; Gymnasium's checker and other
@@ -39,8 +39,9 @@ class Finished:
         rows: positions in the step's slots, (F,).
         prompts: their prompts.
         images: (F, H, W, 3) uint8.
-        total: (F,) float32.
-        terms: each reward term by name, (F,) float32.
+        total: (F,) float32; 0 while the scores are pending.
+        terms: each reward term by name, (F,) float32; none while they are pending.
+        pending: the scores, if rewards are deferred.
     """
 
     rows: Slots
@@ -48,6 +49,7 @@ class Finished:
     images: npt.NDArray[np.uint8]
     total: npt.NDArray[np.float32]
     terms: Mapping[str, npt.NDArray[np.float32]]
+    pending: PendingScores | None = None
 
 
 class DenoisingCore:
@@ -67,7 +69,10 @@ class DenoisingCore:
         device: str | torch.device,
         dtype: str | torch.dtype,
         render_mode: str | None,
+        defer_rewards: bool = False,
     ) -> None:
+        if not isinstance(defer_rewards, bool):
+            raise TypeError(f"defer_rewards must be True or False, got {defer_rewards!r}")
         if isinstance(num_slots, bool) or not isinstance(num_slots, int | np.integer):
             raise TypeError(f"num_envs must be an int, got {num_slots!r}")
         if num_slots < 1:
@@ -87,6 +92,7 @@ class DenoisingCore:
         self.kernel = self.pipeline.kernel(num_inference_steps, sampler=sampler, eta=eta)
         self.device = self.pipeline.device
         self.reward = make_reward("emoji_preference" if reward is None else reward, device=self.device)
+        self._pool = RewardPool(self.reward) if defer_rewards else None
 
         self.rngs: list[np.random.Generator | None] = [None] * self.num_slots
         self._starts = list(range(self.num_slots))
@@ -97,7 +103,7 @@ class DenoisingCore:
         self._texts = [""] * self.num_slots
         self._metadata: list[Mapping[str, Any]] = [{}] * self.num_slots
         self._in_range_N = torch.ones(self.num_slots, dtype=torch.bool, device=self.device)
-        self._embedding: tuple[bytes, Tensor, int] | None = None
+        self._embedding: tuple[bytes, PromptEmbedding, int] | None = None
 
     @property
     def horizon(self) -> int:
@@ -113,6 +119,8 @@ class DenoisingCore:
         }
         if prompt_embedding:
             parts["prompt_embedding"] = _box(self.pipeline.embedding_shape)
+            if self.pipeline.pooled_shape is not None:
+                parts["pooled_prompt_embedding"] = _box(self.pipeline.pooled_shape)
         return spaces.Dict(parts)
 
     def action_space(self) -> spaces.Space[npt.NDArray[np.float32]]:
@@ -190,7 +198,7 @@ class DenoisingCore:
             "prompt_id": torch.from_numpy(self._prompt_id_N[slots]).to(self.device),
         }
         if prompt_embedding:
-            observation["prompt_embedding"] = self._gather(self._prompt_id_N[slots])
+            observation |= self._gather(self._prompt_id_N[slots]).to_observation()
         return observation
 
     def text(self, slot: int) -> str:
@@ -207,17 +215,28 @@ class DenoisingCore:
             raise gymnasium.error.ResetNeeded("nothing to show yet: call reset first")
         return _to_uint8(self.pipeline.decode(self._latent_NCHW[torch.from_numpy(slots).to(self.device)]))
 
+    def close(self) -> None:
+        """Drop deferred rewards that are not being computed yet."""
+        if self._pool is not None:
+            self._pool.close()
+
     def _finish(self, latent: Tensor, slots: Slots, rows: Slots) -> Finished:
         whole = len(rows) == len(slots)
         images = self.pipeline.decode(latent if whole else latent[torch.from_numpy(rows).to(self.device)])
         prompts = [self._texts[slot] for slot in slots[rows].tolist()]
-        scores = self.reward(images, prompts, [self._metadata[slot] for slot in slots[rows].tolist()])
+        metadata = [self._metadata[slot] for slot in slots[rows].tolist()]
+        scores, pending = Scores(total=torch.zeros(len(rows)), terms={}), None
+        if self._pool is None:
+            scores = self.reward(images, prompts, metadata)
+        else:
+            pending = self._pool.submit(images, prompts, metadata)
         return Finished(
             rows=rows,
             prompts=prompts,
             images=_to_uint8(images),
             total=scores.total.numpy(),
             terms={name: values.numpy() for name, values in scores.terms.items()},
+            pending=pending,
         )
 
     def _check_action(self, action: object, count: int) -> Tensor:
@@ -254,15 +273,20 @@ class DenoisingCore:
     def _is_every(self, slots: Slots) -> bool:
         return np.array_equal(slots, np.arange(self.num_slots))
 
-    def _gather(self, prompt_ids: Slots) -> Tensor:
+    def _gather(self, prompt_ids: Slots) -> PromptEmbedding:
         key = prompt_ids.tobytes()
         if self._embedding is not None:
-            known, tensor, version = self._embedding
-            if known == key and tensor._version == version:
-                return tensor
-        tensor = self.pipeline.prompts.embeddings(prompt_ids)
-        self._embedding = (key, tensor, tensor._version)
-        return tensor
+            known, embedding, version = self._embedding
+            if known == key and _version(embedding) == version:
+                return embedding
+        embedding = self.pipeline.prompts.embeddings(prompt_ids)
+        self._embedding = (key, embedding, _version(embedding))
+        return embedding
+
+
+def _version(embedding: PromptEmbedding) -> int:
+    """Grows when somebody writes into the tensors."""
+    return sum(tensor._version for tensor in embedding.to_observation().values())
 
 
 def check_seed(seed: object) -> int | None:

@@ -40,6 +40,7 @@ class TextToImageEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]]):
     | key | space | meaning |
     |---|---|---|
     | `prompt_embedding` | `Box (L, D) float32` | last hidden state of the text encoder for the prompt |
+    | `pooled_prompt_embedding` | `Box (P,) float32` | the pooled embedding that SDXL takes as well; only there |
     | `latent` | `Box (C, H, W) float32` | the current latent |
     | `step` | `Discrete(T + 1)` | steps taken so far; T only in the last observation |
     | `prompt_id` | `Discrete(65536)` | the prompt's position in `pipeline.prompts`, for this process |

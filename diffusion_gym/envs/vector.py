@@ -35,12 +35,17 @@ class TextToImageVectorEnv(VectorEnv[dict[str, Any], Any, npt.NDArray[Any]]):
     Infos follow Gymnasium's convention, an array with a mask under `_key`: `reset` gives `prompt`; a step in which
     episodes end gives `prompt` (object), `image` (N, H, W, 3) uint8, and `reward_terms`, a dict of (N,) float32.
 
+    With `defer_rewards` the reward is computed in a thread of its own while the agent goes on: the last step gives
+    reward 0, and in the place of `reward_terms` `pending_reward`. Its `result()` waits and returns the `Scores` of the
+    slots under the mask `_pending_reward`, in their order; it raises what `step` would have raised of the reward.
+
     Args:
         num_envs: N.
         backend: "torch": observations are tensors on the device, `prompt_embedding` one and the same tensor as long as
             the prompts are the same (clone it before you write into it). "numpy": fresh arrays.
         prompt_embedding: False leaves it out of the observations; an agent then takes
             `pipeline.prompts.embeddings(observation["prompt_id"])`.
+        defer_rewards: whether `step` returns before the reward is known.
 
     The other arguments are those of `TextToImageEnv`.
     """
@@ -57,6 +62,7 @@ class TextToImageVectorEnv(VectorEnv[dict[str, Any], Any, npt.NDArray[Any]]):
         num_envs: int = 1,
         backend: Literal["torch", "numpy"] = "torch",
         prompt_embedding: bool = True,
+        defer_rewards: bool = False,
         model: str | os.PathLike[str] = EMBEDDED,
         reward: RewardSpec | WeightedReward | None = None,
         prompts: "str | os.PathLike[str] | Iterable[str | Mapping[str, Any]] | PromptSet | None" = None,
@@ -84,6 +90,7 @@ class TextToImageVectorEnv(VectorEnv[dict[str, Any], Any, npt.NDArray[Any]]):
             device=device,
             dtype=dtype,
             render_mode=render_mode,
+            defer_rewards=defer_rewards,
         )
         self.num_envs = self._core.num_slots
         self.render_mode = render_mode
@@ -195,6 +202,10 @@ class TextToImageVectorEnv(VectorEnv[dict[str, Any], Any, npt.NDArray[Any]]):
         """The current latents decoded, N arrays (H, W, 3) uint8; None without a render mode."""
         return None if self.render_mode is None else tuple(self._core.pictures(self._every))
 
+    def close_extras(self, **kwargs: Any) -> None:
+        """Drop deferred rewards that are not being computed yet; called by `close`."""
+        self._core.close()
+
     def _step(self, slots: Slots, actions: Any) -> StepResult:
         finished = self._core.step(slots, actions)
         rewards = np.zeros(len(slots), dtype=np.float64)
@@ -269,14 +280,12 @@ def _final_infos(finished: Finished, mask: npt.NDArray[np.bool_]) -> dict[str, A
 
     texts = np.full(len(mask), None, dtype=object)
     texts[finished.rows] = finished.prompts
-    terms: dict[str, Any] = {}
-    for name, values in finished.terms.items():
-        terms[name], terms[f"_{name}"] = spread(values), mask.copy()
-    return {
-        "prompt": texts,
-        "_prompt": mask.copy(),
-        "image": spread(finished.images),
-        "_image": mask.copy(),
-        "reward_terms": terms,
-        "_reward_terms": mask.copy(),
-    }
+    infos: dict[str, Any] = {"prompt": texts, "image": spread(finished.images)}
+    if finished.pending is None:
+        terms: dict[str, Any] = {}
+        for name, values in finished.terms.items():
+            terms[name], terms[f"_{name}"] = spread(values), mask.copy()
+        infos["reward_terms"] = terms
+    else:
+        infos["pending_reward"] = finished.pending
+    return infos | {f"_{name}": mask.copy() for name in infos}

@@ -2,7 +2,7 @@
 
 pipeline = load_pipeline(directory_or_hub_id, device="cpu", dtype="float32")   # shared within the process
 ids       = pipeline.prompts.ids(["a red cat"])           # (B,) int64 numpy; each prompt is encoded once
-embedding = pipeline.prompts.embeddings(ids)              # (B, L, D) float32 on the device
+embedding = pipeline.prompts.embeddings(ids)              # PromptEmbedding: tokens_BLD, and for SDXL pooled_BP
 kernel    = pipeline.kernel(20, sampler="ddim", eta=1.0)  # diffusion_gym.kernels.Kernel on the device
 unet      = pipeline.load_unet()                          # the caller's own UNet2DConditionModel, frozen
 denoiser  = pipeline.denoiser(unet, guidance_scale=5.0)   # nn.Module: UNet and guidance in one call
@@ -15,12 +15,14 @@ from diffusion_gym.pipelines.denoiser import Denoiser
 from diffusion_gym.pipelines.model_files import ModelFiles, SamplingDefaults, read_model_files
 from diffusion_gym.pipelines.pipeline import Pipeline, load_pipeline
 from diffusion_gym.pipelines.prompt_bank import PromptBank
+from diffusion_gym.pipelines.prompt_embedding import PromptEmbedding
 
 __all__ = [
     "Denoiser",
     "ModelFiles",
     "Pipeline",
     "PromptBank",
+    "PromptEmbedding",
     "SamplingDefaults",
     "load_pipeline",
     "read_model_files",

@@ -2,24 +2,28 @@
 
 import json
 import os
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-_NAMED = {"emoji": "diffusion_gym.emoji:pipeline_path"}
-"""Models with a name: "module:function" that returns the directory, so that a world can bring its own."""
+from diffusion_gym.pipelines.model_source import ModelSource, find_model
 
-_PARTS = {
+Family = Literal["stable_diffusion", "sdxl"]
+
+_SHARED_PARTS = {
     "unet": "UNet2DConditionModel",
     "vae": "AutoencoderKL",
     "text_encoder": "CLIPTextModel",
     "tokenizer": "CLIPTokenizer",
 }
+_PARTS: dict[Family, dict[str, str]] = {
+    "stable_diffusion": _SHARED_PARTS,
+    "sdxl": {**_SHARED_PARTS, "text_encoder_2": "CLIPTextModelWithProjection", "tokenizer_2": "CLIPTokenizer"},
+}
 _FOREIGN_PARTS = {
     "transformer": "it denoises with a transformer under flow matching (SD3, Flux), which has another policy",
-    "text_encoder_2": "it has a second text encoder and size conditioning (SDXL)",
+    "text_encoder_3": "it has three text encoders (SD3)",
     "prior": "it denoises image embeddings first (unCLIP, Kandinsky, Cascade)",
 }
 
@@ -44,107 +48,147 @@ class ModelFiles:
     """The configurations of a Stable-Diffusion-format model, read without loading any weights.
 
     Attributes:
-        model: directory or hub id, as diffusers takes it.
+        source: where the model is.
+        family: "stable_diffusion" (1.x, 2.x) or "sdxl".
+        index: `model_index.json`.
         scheduler: configuration of its scheduler.
         unet: configuration of its UNet.
         vae: configuration of its autoencoder.
+        text_encoder: configuration of its (first) text encoder.
         sampling: the sampling it recommends.
     """
 
-    model: str
+    source: ModelSource
+    family: Family
+    index: Mapping[str, Any]
     scheduler: Mapping[str, Any]
     unet: Mapping[str, Any]
     vae: Mapping[str, Any]
+    text_encoder: Mapping[str, Any]
     sampling: SamplingDefaults
+
+    @property
+    def model(self) -> str:
+        """The model's name in messages."""
+        return self.source.name
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a latent."""
+        size = self.unet["sample_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        return int(self.unet["in_channels"]), int(height), int(width)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(3, H, W) of a picture."""
+        scale = 2 ** (len(self.vae["block_out_channels"]) - 1)
+        _, height, width = self.latent_shape
+        return int(self.vae.get("out_channels", 3)), height * scale, width * scale
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """Names of the parts that encode prompts."""
+        return tuple(part for part in _PARTS[self.family] if part.startswith("text_encoder"))
 
 
 def read_model_files(model: str | os.PathLike[str]) -> ModelFiles:
-    """Read and check the configurations of a model directory or hub id.
+    """Read and check the configurations of a model: a directory, a single .safetensors file, or a hub id.
 
     Raises:
         TypeError: `model` is not a string or path.
-        ValueError: there is no such model, or it is not of the Stable Diffusion format; the message says why.
+        ValueError: it is not of the Stable Diffusion format; the message says why.
+        NotFoundHereError: it is not on this machine and cannot be had from the hub.
     """
-    name = model_name(model)
-    index = _load_config("DiffusionPipeline", name, None)
-    _check_parts(name, index)
-    unet = _load_config("UNet2DConditionModel", name, "unet")
-    vae = _load_config("AutoencoderKL", name, "vae")
+    source = find_model(model)
+    name, directory = source.name, source.directory
+    index = _read_json(name, directory / "model_index.json")
+    family = _check_parts(name, index)
+    unet = _read_json(name, directory / "unet" / "config.json")
+    vae = _read_json(name, directory / "vae" / "config.json")
+    _check_unet(name, family, unet, vae)
+    return ModelFiles(
+        source=source,
+        family=family,
+        index=index,
+        scheduler=_scheduler(family, _read_json(name, directory / "scheduler" / "scheduler_config.json")),
+        unet=unet,
+        vae=vae,
+        text_encoder=_read_json(name, directory / "text_encoder" / "config.json"),
+        sampling=_read_sampling(name, directory / "sampling.json", family),
+    )
+
+
+def _check_parts(name: str, index: Mapping[str, Any]) -> Family:
+    """The family of a `model_index.json`; ValueError if it is of none."""
+    cls = index.get("_class_name", "an unnamed pipeline")
+    for part, reason in _FOREIGN_PARTS.items():
+        if index.get(part) and index[part] != [None, None]:
+            raise ValueError(
+                f"model {name!r} is a {cls}: {reason}. Only the formats of Stable Diffusion 1.x, 2.x and XL work"
+            )
+    family: Family = "sdxl" if (index.get("text_encoder_2") or [None, None])[1] else "stable_diffusion"
+    for part, wanted in _PARTS[family].items():
+        found = (index.get(part) or [None, None])[1]
+        if found is None or found.removesuffix("Fast") != wanted:
+            raise ValueError(
+                f"model {name!r} is a {cls} whose {part} is {found or 'missing'}; the format of "
+                f"{'SDXL' if family == 'sdxl' else 'Stable Diffusion'} has a {wanted} there"
+            )
+    return family
+
+
+def _check_unet(name: str, family: Family, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
+    """Raise ValueError if the UNet takes something that this package does not give it."""
     if unet.get("in_channels", 4) != vae.get("latent_channels", 4):
         raise ValueError(
             f"model {name!r}: its UNet takes {unet.get('in_channels')} channels and its latents have "
             f"{vae.get('latent_channels')}; models that take a mask or a picture as well are not supported"
         )
-    for key in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim"):
-        if unet.get(key) is not None:
+    given = {"addition_embed_type": "text_time"} if family == "sdxl" else {}
+    for key in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type"):
+        if unet.get(key) != given.get(key):
             raise ValueError(
-                f"model {name!r}: its UNet asks for {key}={unet[key]!r}, an input beyond latent, timestep and prompt "
-                "that this pipeline does not give it"
+                f"model {name!r}: its UNet asks for {key}={unet.get(key)!r}, an input beyond latent, timestep and "
+                f"prompt that this pipeline does not give it (it gives {given.get(key)!r})"
             )
     if not isinstance(unet.get("sample_size"), int | list | tuple):
         raise ValueError(f"model {name!r}: its UNet has no sample_size, so its latents have no shape")
-    scheduler = dict(_load_config("DDIMScheduler", name, "scheduler"))
-    # StableDiffusionPipeline corrects old scheduler files in these two settings; so must we, to sample alike.
-    scheduler.update(steps_offset=1, clip_sample=False)
-    return ModelFiles(model=name, scheduler=scheduler, unet=unet, vae=vae, sampling=_read_sampling(name))
 
 
-def model_name(model: str | os.PathLike[str]) -> str:
-    """The absolute path of a directory or of a named model ("emoji"), or a hub id as it is."""
-    if not isinstance(model, str | os.PathLike):
-        raise TypeError(f"model must be a directory or a hub id (a string or path), got {model!r}")
-    text = os.fspath(model)
-    if text in _NAMED:
-        text = str(pkgutil.resolve_name(_NAMED[text])())
-    if not text:
-        raise ValueError("model must be a directory or a hub id, got an empty string")
-    return str(Path(text).resolve()) if Path(text).is_dir() else text
+def _scheduler(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The scheduler's configuration as the family's pipeline uses it."""
+    # Files of schedulers that have no such settings say nothing; the families were trained with these.
+    filled = {"set_alpha_to_one": False, "clip_sample": False, "steps_offset": 1, **config}
+    if family == "stable_diffusion":
+        # StableDiffusionPipeline corrects old files in these two, StableDiffusionXLPipeline does not.
+        filled.update(steps_offset=1, clip_sample=False)
+    return filled
 
 
-def _check_parts(name: str, index: Mapping[str, Any]) -> None:
-    """Raise ValueError if `model_index.json` is not that of a Stable Diffusion model."""
-    cls = index.get("_class_name", "an unnamed pipeline")
-    for part, reason in _FOREIGN_PARTS.items():
-        if index.get(part) and index[part] != [None, None]:
-            raise ValueError(f"model {name!r} is a {cls}: {reason}. Only the Stable Diffusion 1.x and 2.x format works")
-    for part, wanted in _PARTS.items():
-        found = (index.get(part) or [None, None])[1]
-        if found is None or found.removesuffix("Fast") != wanted:
-            raise ValueError(
-                f"model {name!r} is a {cls} whose {part} is {found or 'missing'}; the Stable Diffusion format has a "
-                f"{wanted} there"
-            )
-
-
-def _load_config(class_name: str, name: str, subfolder: str | None) -> dict[str, Any]:
-    """One JSON configuration of a model, from disk or hub."""
-    import diffusers
-
-    cls = getattr(diffusers, class_name)
+def _read_json(name: str, path: Path) -> dict[str, Any]:
+    what = f"{path.parent.name}/{path.name}" if path.name != "model_index.json" else path.name
     try:
-        return dict(cls.load_config(name, subfolder=subfolder) if subfolder else cls.load_config(name))
-    except (OSError, ValueError) as error:
-        what = f"{subfolder}/" if subfolder else "model_index.json"
+        found = json.loads(path.read_text())
+    except FileNotFoundError as error:
         raise ValueError(
-            f"model must be a directory in diffusers format or a hub id, got {name!r}: cannot read its {what} "
-            f"({_first_line(error)})"
+            f"model {name!r} has no {what}: it must be a directory in diffusers format (as pipe.save_pretrained writes "
+            'it), a .safetensors file, a hub id, or "emoji"'
         ) from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model {name!r}: its {what} is damaged ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"model {name!r}: its {what} is damaged (not a JSON object)")
+    return found
 
 
-def _read_sampling(name: str) -> SamplingDefaults:
-    """The contents of `sampling.json`, checked; the defaults where there is none (hub ids have none)."""
-    path = Path(name) / "sampling.json"
+def _read_sampling(name: str, path: Path, family: Family) -> SamplingDefaults:
+    """The contents of `sampling.json`, checked; where there is none the defaults of the family's pipeline."""
     if not path.is_file():
-        return SamplingDefaults()
+        return SamplingDefaults(guidance_scale=5.0) if family == "sdxl" else SamplingDefaults()
     try:
-        values = json.loads(path.read_text())
-        defaults = SamplingDefaults(**values)
+        return SamplingDefaults(**json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"model {name!r}: sampling.json must hold guidance_scale, num_inference_steps and eta ({error})"
         ) from error
-    return defaults
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

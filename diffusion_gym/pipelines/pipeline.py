@@ -1,11 +1,9 @@
 """A Stable-Diffusion-format model as separate parts, each loaded when it is first asked for."""
 
-import logging
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -15,8 +13,10 @@ from torch import Tensor
 from diffusion_gym.device import parse_device, parse_dtype
 from diffusion_gym.kernels import Kernel, make_kernel
 from diffusion_gym.pipelines.denoiser import Denoiser
-from diffusion_gym.pipelines.model_files import ModelFiles, SamplingDefaults, model_name, read_model_files
+from diffusion_gym.pipelines.model_files import ModelFiles, SamplingDefaults, read_model_files
 from diffusion_gym.pipelines.prompt_bank import PromptBank
+from diffusion_gym.pipelines.text_encoders import sdxl_encoder, stable_diffusion_encoder, zeros_like
+from diffusion_gym.pipelines.weights import load_part
 
 _LOADED: "weakref.WeakValueDictionary[tuple[str, str, torch.dtype], Pipeline]" = weakref.WeakValueDictionary()
 _LOCK = threading.RLock()
@@ -31,22 +31,36 @@ def load_pipeline(
     """The pipeline of a model; callers of one process that ask for the same get the same object.
 
     Args:
-        model: a directory in diffusers' Stable Diffusion format, a hub id of one, or "emoji", the embedded model.
+        model: a directory in diffusers' format of Stable Diffusion 1.x, 2.x or XL; a single .safetensors file of one; a
+            hub id, with "@revision" behind it for a branch, tag or commit; or "emoji", the embedded model.
         device: "auto" (CUDA where there is one), or a torch device.
         dtype: what the networks run in: "float32", "bfloat16" or "float16". Latents stay float32 in any case.
 
     Raises:
-        TypeError, ValueError: an argument is not of these, there is no such model, or it is of another format
-            (SDXL, SD3, inpainting ...); the message names the argument and says why.
+        TypeError, ValueError: an argument is not of these, or the model is of another format (SD3, inpainting ...);
+            the message names the argument and says why.
+        NotFoundHereError: the model is not on this machine and cannot be had from the hub.
     """
-    name = model_name(model)
     device, dtype = parse_device(device), parse_dtype(dtype)
     with _LOCK:
-        pipeline = _LOADED.get((name, str(device), dtype))
+        files = read_model_files(model)
+        pipeline = _LOADED.get((files.model, str(device), dtype))
         if pipeline is None:
-            pipeline = Pipeline(read_model_files(name), device=device, dtype=dtype)
-            _LOADED[(name, str(device), dtype)] = pipeline
+            pipeline = Pipeline(files, device=device, dtype=dtype)
+            _LOADED[(files.model, str(device), dtype)] = pipeline
         return pipeline
+
+
+def decode_chunk(files: ModelFiles, device: torch.device) -> int:
+    """Pictures decoded in one call, see `Pipeline.decode_chunk`."""
+    _, height, width = files.image_shape
+    return 1 if device.type == "cpu" else max(1, 8 * 512 * 512 // (height * width))
+
+
+def vae_dtype(files: ModelFiles, dtype: torch.dtype) -> torch.dtype:
+    """What the autoencoder runs in: as the UNet, but for SDXL's, which overflows in float16."""
+    overflows = files.family == "sdxl" and files.vae.get("force_upcast", True)
+    return torch.float32 if overflows and dtype == torch.float16 else dtype
 
 
 class Pipeline:
@@ -60,18 +74,19 @@ class Pipeline:
         device: where everything lies.
         dtype: what the networks run in.
         decode_chunk: pictures decoded in one call. 1 on the CPU, where larger calls win nothing and a picture
-            would depend on its neighbours in the last bit; 8 elsewhere.
+            would depend on its neighbours in the last bit; elsewhere as many as have the pixels of 8 pictures of
+            512 x 512. Set it to 1 where memory is short (VAE slicing).
     """
 
     def __init__(self, files: ModelFiles, *, device: torch.device, dtype: torch.dtype) -> None:
         self.files = files
         self.device = device
         self.dtype = dtype
-        self.decode_chunk = 1 if device.type == "cpu" else 8
+        self.decode_chunk = decode_chunk(files, device)
 
     @property
     def model(self) -> str:
-        """The directory or hub id."""
+        """The absolute path, or the hub id."""
         return self.files.model
 
     @property
@@ -82,31 +97,42 @@ class Pipeline:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of a latent."""
-        size = self.files.unet["sample_size"]
-        height, width = (size, size) if isinstance(size, int) else size
-        return int(self.files.unet["in_channels"]), int(height), int(width)
+        return self.files.latent_shape
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(3, H, W) of a picture."""
-        scale = 2 ** (len(self.files.vae["block_out_channels"]) - 1)
-        _, height, width = self.latent_shape
-        return int(self.files.vae.get("out_channels", 3)), height * scale, width * scale
+        return self.files.image_shape
 
     @property
     def embedding_shape(self) -> tuple[int, int]:
         """(L, D) of a prompt embedding."""
-        length, width = self.prompts.unconditional_LD.shape
+        _, length, width = self.prompts.unconditional.tokens_BLD.shape
         return length, width
+
+    @property
+    def pooled_shape(self) -> tuple[int] | None:
+        """(P,) of the pooled prompt embedding that SDXL takes as well; None elsewhere."""
+        pooled = self.prompts.unconditional.pooled_BP
+        return None if pooled is None else (pooled.shape[1],)
 
     @cached_property
     def prompts(self) -> PromptBank:
-        """The prompt bank; loads the text encoder."""
-        from transformers import CLIPTextModel, CLIPTokenizer
+        """The prompt bank; loads the text encoders."""
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
         with _LOCK:
-            tokenizer = CLIPTokenizer.from_pretrained(self.model, subfolder="tokenizer")
-            return PromptBank(tokenizer, self._load(CLIPTextModel, "text_encoder"), self.device)
+            tokenizers = [
+                CLIPTokenizer.from_pretrained(self.files.source.part(part.replace("text_encoder", "tokenizer")))
+                for part in self.files.text_encoders
+            ]
+            classes = (CLIPTextModel, CLIPTextModelWithProjection)
+            encoders = [self._load(cls, part) for cls, part in zip(classes, self.files.text_encoders, strict=False)]
+            if self.files.family == "stable_diffusion":
+                return PromptBank(stable_diffusion_encoder(tokenizers[0], encoders[0]))
+            encode = sdxl_encoder(tokenizers, encoders)
+            zeros = self.files.index.get("force_zeros_for_empty_prompt", True)
+            return PromptBank(encode, zeros_like(encode("")) if zeros else None)
 
     @cached_property
     def vae(self) -> torch.nn.Module:
@@ -114,7 +140,7 @@ class Pipeline:
         from diffusers import AutoencoderKL
 
         with _LOCK:
-            return self._load(AutoencoderKL, "vae")
+            return self._load(AutoencoderKL, "vae", vae_dtype(self.files, self.dtype))
 
     @torch.no_grad()
     def decode(self, latent_BCHW: Tensor) -> Tensor:
@@ -124,9 +150,13 @@ class Pipeline:
             (B, 3, H, W) float32 in [0, 1], on the device.
         """
         vae: Any = self.vae
-        scale = vae.config.scaling_factor
-        chunks = latent_BCHW.to(self.device, torch.float32).split(self.decode_chunk)
-        images = [vae.decode((chunk / scale).to(self.dtype), return_dict=False)[0].float() for chunk in chunks]
+        latent = latent_BCHW.to(self.device, torch.float32) / vae.config.scaling_factor
+        mean, std = self.files.vae.get("latents_mean"), self.files.vae.get("latents_std")
+        if mean is not None and std is not None:
+            columns = [torch.tensor(v, device=self.device).view(1, -1, 1, 1) for v in (mean, std)]
+            latent = latent * columns[1] + columns[0]
+        chunks = latent.to(vae.dtype).split(self.decode_chunk)
+        images = [vae.decode(chunk, return_dict=False)[0].float() for chunk in chunks]
         return torch.cat(images).mul_(0.5).add_(0.5).clamp_(0.0, 1.0)
 
     def load_unet(self) -> torch.nn.Module:
@@ -137,6 +167,16 @@ class Pipeline:
         from diffusers import UNet2DConditionModel
 
         return self._load(UNet2DConditionModel, "unet")
+
+    def save(self, directory: str | os.PathLike[str], unet: torch.nn.Module) -> None:
+        """Write the model with another UNet as a pipeline directory of its class in diffusers."""
+        from diffusers import DiffusionPipeline
+
+        for part in ("vae", *self.files.text_encoders):
+            self.files.source.part(part)
+        more = {"safety_checker": None} if self.files.family == "stable_diffusion" else {}
+        pipe = DiffusionPipeline.from_pretrained(self.files.source.directory, unet=unet, **more)
+        pipe.save_pretrained(directory)
 
     def denoiser(
         self,
@@ -149,9 +189,10 @@ class Pipeline:
         scale = self.sampling.guidance_scale if guidance_scale is None else guidance_scale
         return Denoiser(
             self.load_unet() if unet is None else unet,
-            self.prompts.unconditional_LD,
+            self.prompts.unconditional,
             guidance_scale=scale,
             unconditional_gradient=unconditional_gradient,
+            time_ids=self._time_ids(),
         )
 
     def kernel(
@@ -171,26 +212,14 @@ class Pipeline:
             eta = self.sampling.eta
         return make_kernel(sampler, self.files.scheduler, steps, eta).to(self.device)
 
-    def _load(self, cls: Any, part: str) -> Any:
+    def _time_ids(self) -> torch.Tensor | None:
+        """SDXL's size conditioning: a picture of the model's own size, not cropped; None elsewhere."""
+        if self.files.family != "sdxl":
+            return None
+        _, height, width = self.image_shape
+        return torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
+
+    def _load(self, cls: Any, part: str, dtype: torch.dtype | None = None) -> Any:
         """A frozen part in eval mode."""
-        try:
-            with _no_progress_bar():
-                module = cls.from_pretrained(self.model, subfolder=part, torch_dtype=self.dtype)
-        except OSError as error:
-            raise ValueError(f"model {self.model!r}: cannot load its {part} ({error})") from error
-        logging.getLogger(__name__).debug("loaded the %s of %s", part, self.model)
+        module = load_part(cls, self.files.source, part, self.dtype if dtype is None else dtype)
         return module.to(self.device).eval().requires_grad_(False)
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Load without a progress bar: parts are small, and are loaded in the middle of other output."""
-    import transformers
-
-    shown = transformers.logging.is_progress_bar_enabled()
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers.logging.enable_progress_bar()

@@ -1,12 +1,13 @@
 """Prompt text to embedding, each prompt encoded once in a process."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from diffusion_gym.pipelines.prompt_embedding import PromptEmbedding
 
 CAPACITY = 2**16
 """Prompts a bank can hold: the size of the `prompt_id` space."""
@@ -19,18 +20,21 @@ class PromptBank:
     environment and agent that shares the pipeline, and lives as long as the process: store the text, not
     the id. Prompts are encoded one by one, so an embedding does not depend on which others were asked for
     with it.
+
+    Args:
+        encode: one prompt -> its embedding with B = 1, float32 on the device.
+        unconditional: the embedding in the other half of classifier-free guidance, B = 1; None takes that of the empty
+            prompt.
     """
 
-    def __init__(self, tokenizer: Any, text_encoder: Any, device: torch.device) -> None:
-        self._tokenizer = tokenizer
-        self._text_encoder = text_encoder
-        self._device = device
+    def __init__(self, encode: Callable[[str], PromptEmbedding], unconditional: PromptEmbedding | None = None) -> None:
+        self._encode = encode
         self._ids: dict[str, int] = {}
         self._texts: list[str] = []
-        length, width = tokenizer.model_max_length, text_encoder.config.hidden_size
-        self._table_PLD = torch.empty((16, length, width), dtype=torch.float32, device=device)
-        self.unconditional_LD: Tensor = self._encode("")
-        """Embedding of the empty prompt, (L, D) float32: the other half of classifier-free guidance."""
+        self.unconditional: PromptEmbedding = encode("") if unconditional is None else unconditional
+        """The other half of classifier-free guidance, B = 1, float32."""
+        self._tokens_PLD = _table(self.unconditional.tokens_BLD)
+        self._pooled_PP = None if self.unconditional.pooled_BP is None else _table(self.unconditional.pooled_BP)
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -50,33 +54,31 @@ class PromptBank:
         """The prompt of an id."""
         return self._texts[prompt_id]
 
-    def embeddings(self, prompt_ids: Tensor | npt.NDArray[np.int64]) -> Tensor:
-        """Embeddings of ids, (B, L, D) float32 on the device; a copy. Ids on the device make no host wait."""
-        index = torch.as_tensor(prompt_ids, dtype=torch.int64, device=self._device)
-        return self._table_PLD.index_select(0, index)
+    def embeddings(self, prompt_ids: Tensor | npt.NDArray[np.int64]) -> PromptEmbedding:
+        """Embeddings of ids, float32 on the device; copies. Ids on the device make no host wait."""
+        index = torch.as_tensor(prompt_ids, dtype=torch.int64, device=self._tokens_PLD.device)
+        pooled = None if self._pooled_PP is None else self._pooled_PP.index_select(0, index)
+        return PromptEmbedding(self._tokens_PLD.index_select(0, index), pooled)
 
     def _add(self, prompt: str) -> None:
         row = len(self._texts)
         if row == CAPACITY:
             raise ValueError(f"prompts: this process has encoded {CAPACITY} prompts, no more fit; no id for {prompt!r}")
-        embedding_LD = self._encode(prompt)
-        if row == len(self._table_PLD):
-            self._table_PLD = torch.cat([self._table_PLD, torch.empty_like(self._table_PLD)])
-        self._table_PLD[row] = embedding_LD
+        embedding = self._encode(prompt)
+        if row == len(self._tokens_PLD):
+            self._tokens_PLD = _doubled(self._tokens_PLD)
+            self._pooled_PP = None if self._pooled_PP is None else _doubled(self._pooled_PP)
+        self._tokens_PLD[row] = embedding.tokens_BLD[0]
+        if self._pooled_PP is not None and embedding.pooled_BP is not None:
+            self._pooled_PP[row] = embedding.pooled_BP[0]
         self._texts.append(prompt)
         self._ids[prompt] = row
 
-    @torch.no_grad()
-    def _encode(self, prompt: str) -> Tensor:
-        """Last hidden state of the text encoder for one prompt, as StableDiffusionPipeline takes it."""
-        tokens = self._tokenizer(
-            [prompt],
-            padding="max_length",
-            max_length=self._tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        mask = None
-        if getattr(self._text_encoder.config, "use_attention_mask", False):
-            mask = tokens.attention_mask.to(self._device)
-        return self._text_encoder(tokens.input_ids.to(self._device), attention_mask=mask)[0][0].float()
+
+def _table(like: Tensor) -> Tensor:
+    """Room for 16 rows."""
+    return torch.empty((16, *like.shape[1:]), dtype=torch.float32, device=like.device)
+
+
+def _doubled(table: Tensor) -> Tensor:
+    return torch.cat([table, torch.empty_like(table)])

@@ -1,4 +1,4 @@
-"""Rewards by name: the built-in ones, registered ones, entry points of other packages, and "module:function"."""
+"""Rewards by name: built-in and registered ones, entry points of other packages, "module:function", and URLs."""
 
 import importlib.metadata
 import inspect
@@ -9,17 +9,25 @@ from typing import Any
 import torch
 
 from diffusion_gym.rewards.base import Reward
+from diffusion_gym.rewards.remote import SCHEMES, RemoteReward
 
 RewardFactory = Callable[..., Reward]
 """`(device) -> reward`, and by keyword only what users may choose: `source` of its weights, `dtype`, other options."""
 ENTRY_POINTS = "diffusion_gym.rewards"
 
 _FACTORIES: dict[str, str | RewardFactory] = {
+    "aesthetic": "diffusion_gym.rewards.aesthetic:aesthetic",
+    "brisque": "diffusion_gym.rewards.brisque:brisque",
+    "clip_score": "diffusion_gym.rewards.clip_score:clip_score",
     "emoji_preference": "diffusion_gym.rewards.emoji:emoji_preference",
     "emoji_quality": "diffusion_gym.rewards.emoji:emoji_quality",
     "emoji_reader": "diffusion_gym.rewards.emoji:emoji_reader",
+    "hps_v2": "diffusion_gym.rewards.hps_v2:hps_v2",
+    "image_reward": "diffusion_gym.rewards.image_reward:image_reward",
     "jpeg_compressibility": "diffusion_gym.rewards.jpeg:jpeg_compressibility",
     "jpeg_incompressibility": "diffusion_gym.rewards.jpeg:jpeg_incompressibility",
+    "pick_score": "diffusion_gym.rewards.pick_score:pick_score",
+    "safety": "diffusion_gym.rewards.safety:safety",
 }
 
 
@@ -58,7 +66,7 @@ def reward_by_name(
     options: Mapping[str, str] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Reward:
-    """Make the reward of a name, or take the one that "module:function" says.
+    """Make the reward of a name, or take the one that "module:function" or a reward server's URL says.
 
     Args:
         name: the name.
@@ -68,9 +76,12 @@ def reward_by_name(
 
     Raises:
         ValueError: no such reward, or it has no such option.
+        RewardError: no reward server answers at the URL.
         FileNotFoundError: it needs weights that are not there.
     """
     options = dict(options or {})
+    if name.startswith(SCHEMES):
+        return RemoteReward.from_options(name, options)
     if ":" in name:
         if options:
             raise ValueError(f"reward {name!r} is a function of your own and takes no options, got {sorted(options)}")
@@ -80,7 +91,9 @@ def reward_by_name(
         for point in importlib.metadata.entry_points(group=ENTRY_POINTS, name=name):
             factory = point.load()
     if factory is None:
-        raise ValueError(f"reward must be one of {reward_names()}, 'module:function' or a callable, got {name!r}")
+        raise ValueError(
+            f"reward must be one of {reward_names()}, 'module:function', a URL or a callable, got {name!r}"
+        )
     if isinstance(factory, str):
         factory = pkgutil.resolve_name(factory)
     assert callable(factory)

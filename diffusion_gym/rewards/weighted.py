@@ -18,7 +18,8 @@ RewardSpec = (
     | Mapping[str, float]
     | Sequence[str | Callable[..., Any] | tuple[str | Callable[..., Any], float]]
 )
-"""What users write for a reward: a name, a callable, {name: weight}, or [name, callable, (either, weight), ...]."""
+"""What users write for a reward: a name, a callable, {name: weight}, or [name, callable, (either, weight), ...]; in the
+place of a name also "module:function" or the URL of a reward server."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +68,9 @@ def make_reward(
     """Make a reward from what a user writes.
 
     Args:
-        reward: a name; "module:function"; a callable `(images, prompts, metadata) -> (B,)`; a mapping {name: weight};
-            or a sequence of names, callables and (name or callable, weight) pairs. Without a weight it is 1.
+        reward: a name, "module:function" or the URL of a reward server; a callable `(images, prompts, metadata) ->
+            (B,)`; a mapping {name: weight}; or a sequence of names, callables and (name or callable, weight) pairs.
+            Without a weight it is 1.
         device: where rewards with a network of their own should put it.
         dtype: what those networks run in.
         sources: where named rewards get their weights, a path or hub id: {"pick_score": "/models/PickScore_v1"}; other
@@ -78,6 +80,7 @@ def make_reward(
         TypeError, ValueError: `reward` is none of these, a weight is not a finite number, or `sources` names a reward
             that is not asked for.
         FileNotFoundError: a named reward needs weights that are not there.
+        RewardError: no reward server answers at a URL.
     """
     if isinstance(reward, WeightedReward):
         return reward
@@ -105,11 +108,14 @@ def make_reward(
 def _options(sources: Mapping[str, str], terms: Sequence[Any]) -> dict[str, dict[str, str]]:
     """Options of each named reward: {"name": x} is its source, {"name.option": x} another option."""
     found: dict[str, dict[str, str]] = {}
+    names = [term for term in terms if isinstance(term, str)]
     for key, value in sources.items():
-        name, _, option = key.partition(".")
-        if name not in terms:
+        name, option = key, "source"
+        if key not in names:
+            name, _, option = key.rpartition(".")  # a URL has dots of its own
+        if name not in names:
             raise ValueError(f"sources: {key!r} belongs to no reward asked for; those are {list(map(_name_of, terms))}")
-        found.setdefault(name, {})[option or "source"] = value
+        found.setdefault(name, {})[option] = value
     return found
 
 

@@ -53,7 +53,7 @@ def test_ratio_is_one_with_a_bfloat16_unet_in_the_rollouts_geometry(world: MakeW
     for step in range(w.num_steps):  # one denoising step of all slots, as the rollout ran it
         t = rollout.gather(np.flatnonzero(rollout.step_I == step))
         with torch.no_grad():
-            mean, _ = w.policy.actor.mean_and_output(t.latent_BCHW, t.step_B, t.embedding_BLD)
+            mean, _ = w.policy.actor.mean_and_output(t.latent_BCHW, t.step_B, t.embedding)
         log_prob = w.policy.actor.kernel.log_prob(t.action_BCHW, mean, t.step_B)
         assert log_prob.dtype == t.log_prob_B.dtype == torch.float32
         assert (torch.exp(log_prob - t.log_prob_B) - 1).abs().max() < 1e-6
@@ -119,7 +119,7 @@ def test_step_weights_multiply_the_steps_gradients(world: MakeWorld) -> None:
     rollout = Rollout(w.buffer, w.policy.actor)
     advantage = algorithm._prepare(rollout, np.arange(len(rollout)))
     t = rollout.gather(np.arange(len(rollout)))
-    mean, _ = w.policy.actor.mean_and_output(t.latent_BCHW, t.step_B, t.embedding_BLD)
+    mean, _ = w.policy.actor.mean_and_output(t.latent_BCHW, t.step_B, t.embedding)
     log_prob = w.policy.actor.kernel.log_prob(t.action_BCHW, mean, t.step_B)
     weight = torch.from_numpy(advantage * algorithm.step_weight_T()[rollout.step_I]).float()
     parameters = [p for p in w.policy.parameters() if p.requires_grad]
@@ -148,7 +148,7 @@ def test_dpok_without_kl_is_plain_policy_gradient(world: MakeWorld) -> None:
     found = gradient(w, dpok)
     rollout = Rollout(w.buffer, w.policy.actor)
     t = rollout.gather(np.arange(len(rollout)))
-    mean, _ = w.policy.actor.mean_and_output(t.latent_BCHW, t.step_B, t.embedding_BLD)
+    mean, _ = w.policy.actor.mean_and_output(t.latent_BCHW, t.step_B, t.embedding)
     log_prob = w.policy.actor.kernel.log_prob(t.action_BCHW, mean, t.step_B)
     reward = torch.as_tensor(np.repeat(rollout.reward_E, w.num_steps), dtype=torch.float32)
     parameters = [p for p in w.policy.parameters() if p.requires_grad]
@@ -166,9 +166,9 @@ def test_logged_kl_equals_the_one_computed_by_hand(world: MakeWorld, reduction: 
     rollout = Rollout(w.buffer, actor)
     t = rollout.gather(np.arange(len(rollout)))
     with torch.no_grad():
-        output = actor.denoiser(t.latent_BCHW, kernel.timestep(t.step_B), t.embedding_BLD)
+        output = actor.denoiser(t.latent_BCHW, kernel.timestep(t.step_B), t.embedding)
         actor.unet.disable_adapters()
-        base = actor.denoiser(t.latent_BCHW, kernel.timestep(t.step_B), t.embedding_BLD)
+        base = actor.denoiser(t.latent_BCHW, kernel.timestep(t.step_B), t.embedding)
         actor.unet.enable_adapters()
     # |mean - mean'|^2 / (2 sigma^2), from the coefficients of the two model outputs
     k = t.step_B
@@ -189,7 +189,7 @@ def test_unweighted_kl_is_the_difference_of_the_outputs(world: MakeWorld) -> Non
     assert (exact - found).norm() / found.norm() > 0.1  # another weighting of the steps
     rollout = Rollout(w.buffer, w.policy.actor)
     t = rollout.gather(np.arange(len(rollout)))
-    _, output = w.policy.actor.mean_and_output(t.latent_BCHW, t.step_B, t.embedding_BLD)
+    _, output = w.policy.actor.mean_and_output(t.latent_BCHW, t.step_B, t.embedding)
     base = algorithm.reference_outputs.get(rollout.index_I, output.device)
     parameters = [p for p in w.policy.parameters() if p.requires_grad]
     expected = torch.autograd.grad((output - base).square().mean(), parameters)
@@ -210,9 +210,9 @@ def test_a_very_large_kl_weight_stays_at_the_base_model(world: MakeWorld) -> Non
         rollout = Rollout(w.buffer, w.policy.actor)
         t = rollout.gather(np.arange(len(rollout)))
         with torch.no_grad():
-            mean, _ = w.policy.actor.mean_and_output(t.latent_BCHW, t.step_B, t.embedding_BLD)
+            mean, _ = w.policy.actor.mean_and_output(t.latent_BCHW, t.step_B, t.embedding)
             w.policy.actor.unet.disable_adapters()
-            base, _ = w.policy.actor.mean_and_output(t.latent_BCHW, t.step_B, t.embedding_BLD)
+            base, _ = w.policy.actor.mean_and_output(t.latent_BCHW, t.step_B, t.embedding)
             w.policy.actor.unet.enable_adapters()
         moved.append(float(w.env.kernel.kl_divergence(mean, base, t.step_B, reduction="sum").mean()))
     assert moved[1] < 0.05 * moved[0]  # not 0: AdamW steps by its learning rate however small the gradient

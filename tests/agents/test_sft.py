@@ -51,7 +51,7 @@ def test_gradient_is_that_of_the_weighted_denoising_loss(world: MakeWorld) -> No
     abar = (1 - beta).cumprod(0)[timestep].view(-1, 1, 1, 1)
     latent = abar.sqrt() * torch.as_tensor(last[order]) + (1 - abar).sqrt() * noise
     embedding = w.env.pipeline.prompts.embeddings(w.env.pipeline.prompts.ids([texts[i] for i in order]))
-    output = w.policy.actor.unet(latent, timestep, encoder_hidden_states=embedding, return_dict=False)[0]
+    output = w.policy.actor.unet(latent, timestep, encoder_hidden_states=embedding.tokens_BLD, return_dict=False)[0]
     chosen = torch.tensor([float(i in best) for i in order])
     loss = (chosen / chosen.mean() * (output - noise).square().flatten(1).mean(1)).mean()
     parameters = [p for p in w.policy.parameters() if p.requires_grad]

@@ -183,7 +183,7 @@ def test_embeddings_are_gathered_once_an_episode_and_follow_the_prompts(env_argu
     second, *_ = envs.step(first["latent"])
     assert second["prompt_embedding"] is first["prompt_embedding"]
     third, _ = envs.reset(options={"prompt": "a new prompt"})
-    expected = envs.unwrapped.pipeline.prompts.embeddings(third["prompt_id"])
+    expected = envs.unwrapped.pipeline.prompts.embeddings(third["prompt_id"]).tokens_BLD
     assert torch.equal(third["prompt_embedding"], expected)
     assert not torch.equal(third["prompt_embedding"], first["prompt_embedding"])
 

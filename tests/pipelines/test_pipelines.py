@@ -45,33 +45,34 @@ def test_embeddings_are_those_of_diffusers(tiny_pipeline, reference):
     assert ids[0] == ids[2] != ids[1]
     ours = tiny_pipeline.prompts.embeddings(ids)
     theirs, unconditional = reference.encode_prompt(prompts, "cpu", 1, True)
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(tiny_pipeline.prompts.unconditional_LD, unconditional[0], rtol=1e-5, atol=1e-6)
+    assert ours.pooled_BP is None
+    torch.testing.assert_close(ours.tokens_BLD, theirs, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(tiny_pipeline.prompts.unconditional.tokens_BLD, unconditional[:1], rtol=1e-5, atol=1e-6)
 
 
 def test_a_prompt_is_encoded_once(tmp_path, make_tiny_model):
     pipeline = load_pipeline(make_tiny_model(tmp_path / "m"), device="cpu")
     calls = []
-    encoder = pipeline.prompts._text_encoder
-    encoder.register_forward_hook(lambda *_: calls.append(1))
+    encode = pipeline.prompts._encode
+    pipeline.prompts._encode = lambda prompt: (calls.append(prompt), encode(prompt))[1]
     prompts = [f"prompt {i % 20}" for i in range(60)]
     ids = pipeline.prompts.ids(prompts)  # more than the table first holds
     assert len(calls) == 20 == len(pipeline.prompts)
     assert [pipeline.prompts.text(i) for i in ids] == prompts
-    before = pipeline.prompts.embeddings(ids)
+    before = pipeline.prompts.embeddings(ids).tokens_BLD
     again = pipeline.prompts.ids(prompts[::-1])
     assert len(calls) == 20
-    assert torch.equal(pipeline.prompts.embeddings(again), before.flip(0))
+    assert torch.equal(pipeline.prompts.embeddings(again).tokens_BLD, before.flip(0))
 
 
 def test_an_embedding_does_not_depend_on_its_neighbours(tmp_path, make_tiny_model):
     model = make_tiny_model(tmp_path / "m")
     one = load_pipeline(model, device="cpu")
-    alone = one.prompts.embeddings(one.prompts.ids(["a wolf"]))[0]
+    alone = one.prompts.embeddings(one.prompts.ids(["a wolf"])).tokens_BLD[0]
     del one
     gc.collect()
     other = load_pipeline(model, device="cpu")
-    together = other.prompts.embeddings(other.prompts.ids(["a cow", "a bee", "a wolf"]))[2]
+    together = other.prompts.embeddings(other.prompts.ids(["a cow", "a bee", "a wolf"])).tokens_BLD[2]
     assert torch.equal(alone, together)
 
 
@@ -83,8 +84,8 @@ def test_denoiser_is_the_guided_unet_of_diffusers(tiny_pipeline, reference, guid
     denoiser = tiny_pipeline.denoiser(guidance_scale=guidance_scale)
     with torch.no_grad():
         ours = denoiser(latent, timestep, embedding)
-        cond = reference.unet(latent, timestep, embedding).sample
-        uncond_embedding = tiny_pipeline.prompts.unconditional_LD.expand(3, -1, -1)
+        cond = reference.unet(latent, timestep, embedding.tokens_BLD).sample
+        uncond_embedding = tiny_pipeline.prompts.unconditional.tokens_BLD.expand(3, -1, -1)
         uncond = reference.unet(latent, timestep, uncond_embedding).sample
     assert (cond - uncond).abs().max() > 1e-3
     torch.testing.assert_close(ours, uncond + guidance_scale * (cond - uncond), rtol=1e-4, atol=1e-5)
@@ -155,7 +156,7 @@ def test_bfloat16_networks_keep_float32_results(tiny_model, tiny_pipeline):
     with torch.no_grad():
         out = denoiser(latent, torch.tensor([500]), embedding)
         exact = tiny_pipeline.denoiser(guidance_scale=2.0)(latent, torch.tensor([500]), embedding)
-    assert embedding.dtype == out.dtype == pipeline.decode(latent).dtype == torch.float32
+    assert embedding.tokens_BLD.dtype == out.dtype == pipeline.decode(latent).dtype == torch.float32
     torch.testing.assert_close(out, exact, rtol=0.1, atol=0.1)
 
 
@@ -201,7 +202,7 @@ def test_old_scheduler_files_are_corrected_as_diffusers_does(tmp_path, make_tiny
     ("change", "says"),
     [
         ({"transformer": ["diffusers", "SD3Transformer2DModel"]}, "SD3"),
-        ({"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}, "SDXL"),
+        ({"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}, "tokenizer_2 is missing"),
         ({"unet": ["diffusers", "UNet3DConditionModel"]}, "unet is UNet3DConditionModel"),
         ({"vae": None}, "vae is missing"),
     ],

@@ -1,0 +1,194 @@
+"""What a training will take, found before it is begun: memory of the device, arithmetic and time of an iteration.
+
+Reads the model's configurations only. The UNet's and the decoder's calls are simulated (see `agents.simulate`); a CUDA
+device's own needs, and how much of a device's arithmetic a UNet reaches, are rules of thumb, written here as constants.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from agents.config import DPOKConfig, PolicyGradientConfig, SFTConfig, StockConfig, TrainConfig
+from agents.simulate import SimulatedUNet, decoder_cost, text_encoder_parameters
+from diffusion_gym.device import DTYPES, parse_device
+from diffusion_gym.pipelines import read_model_files
+from diffusion_gym.pipelines.pipeline import decode_chunk
+
+CUDA_CONTEXT = 700 * 2**20
+"""Bytes that a CUDA process takes for itself: context, kernels, workspaces."""
+FRAGMENTATION = 1.05
+"""What the allocator cannot use, as a factor."""
+UTILISATION = 0.4
+"""Share of the speed of a large matrix product that a UNet reaches."""
+
+DEVICES = {
+    "RTX 3090": (24, 71e12),
+    "RTX 4090": (24, 165e12),
+    "L40S": (48, 362e12),
+    "A100": (80, 312e12),
+    "H100": (80, 989e12),
+}
+"""Memory in GB and dense bfloat16 operations a second, from the makers' data sheets."""
+
+REWARD_PARAMETERS = {
+    "aesthetic": 428e6,
+    "clip_score": 428e6,
+    "hps_v2": 986e6,
+    "image_reward": 447e6,
+    "pick_score": 986e6,
+}
+"""Of the rewards with large networks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """Needs of a training.
+
+    Attributes:
+        parameters: of the model's UNet.
+        trained: parameters that are trained.
+        standing: bytes on the device from the first to the last iteration, by what they are for.
+        passing: bytes beside those at the peak of each phase.
+        host: bytes of stored trajectories in main memory.
+        flops: floating-point operations of an iteration by phase.
+    """
+
+    parameters: int
+    trained: int
+    standing: Mapping[str, int]
+    passing: Mapping[str, int]
+    host: int
+    flops: Mapping[str, int]
+
+    @property
+    def memory(self) -> int:
+        """Bytes that torch's tensors take on the device at the peak."""
+        return sum(self.standing.values()) + max(self.passing.values())
+
+    @property
+    def cuda_memory(self) -> int:
+        """Bytes that the process takes on a CUDA device."""
+        return round(self.memory * FRAGMENTATION) + CUDA_CONTEXT
+
+
+def plan_training(config: TrainConfig) -> TrainingPlan:
+    """Work out a training's needs.
+
+    Raises:
+        ValueError: the model's configurations cannot be had.
+    """
+    files = read_model_files(config.model)
+    dtype = DTYPES[config.dtype]
+    unet = SimulatedUNet(config, files, dtype)
+    size = dtype.itemsize
+    slots = config.slots or config.pictures
+    # The plan is for a GPU unless the CPU is asked for.
+    chunk = 1 if config.vae_slicing else decode_chunk(files, torch.device("cpu" if config.device == "cpu" else "cuda"))
+    decoder_parameters, decode = decoder_cost(files, dtype, min(chunk, slots))
+    rollout, update, reference = unet.rollout(slots), unet.update(_micro_batch(config)), unet.rollout(1)
+    reward = sum(n for name, n in REWARD_PARAMETERS.items() if name in config.reward)
+    seen, compared = _transitions(config)
+    moments = 2 if config.full else 3  # beside the weights, or with them
+    flops = {
+        "sample": rollout.flops // slots * config.pictures * config.steps,
+        "decode": decode.flops // min(chunk, slots) * config.pictures,
+        "reference": reference.flops * compared,
+        "update": update.flops // _micro_batch(config) * seen,
+    }
+    if isinstance(config, SFTConfig):
+        flops |= {"update": flops["update"] // (2 if unet.denoiser.is_guided else 1)}
+    latents = 4 * torch.Size(files.latent_shape).numel()
+    return TrainingPlan(
+        parameters=unet.parameters,
+        trained=unet.trained,
+        standing={
+            "model": size * (unet.parameters + text_encoder_parameters(files)) + decoder_parameters,
+            "adapters and optimizer": 4 * moments * unet.trained,
+            "reward": round(reward * DTYPES[config.reward_dtype].itemsize),
+        },
+        passing={"sample": rollout.memory, "decode": decode.memory, "update": update.memory},
+        host=latents * config.pictures * (config.steps + 1) * getattr(config, "rollouts", 1) + latents * compared,
+        flops={name: value for name, value in flops.items() if value},
+    )
+
+
+def show_plan(config: TrainConfig) -> str:
+    """The plan as text, with the time an iteration takes on this machine's device, or on others if it has no GPU."""
+    plan = plan_training(config)
+    files = read_model_files(config.model)
+    _, height, width = files.image_shape
+    total = sum(plan.flops.values())
+    share = ", ".join(f"{name} {100 * value / total:.0f}%" for name, value in plan.flops.items())
+    peak = max(plan.passing, key=lambda name: plan.passing[name])
+    lines = [
+        f"model       {files.model}: {height} x {width}, UNet of {plan.parameters / 1e6:,.0f} M parameters in "
+        f"{config.dtype}",
+        f"trained     {plan.trained / 1e6:,.1f} M parameters",
+        f"iteration   {config.pictures} pictures x {config.steps} steps, {total / 1e12:,.1f} TFLOP ({share})",
+        f"memory      {_size(plan.memory)} on the device at the peak of the {peak} phase:",
+        *(f"              {_size(value):>10}  {name}" for name, value in plan.standing.items() if value),
+        *(f"              {_size(value):>10}  {name} phase" for name, value in plan.passing.items()),
+        f"            {_size(plan.cuda_memory)} with what CUDA needs, and {_size(plan.host)} of main memory",
+    ]
+    device = parse_device(config.device)
+    if device.type == "cuda":
+        free = torch.cuda.get_device_properties(device).total_memory
+        fits = "fits" if plan.cuda_memory <= free else "does NOT fit: lower --slots and --micro-batch-size"
+        lines.append(f"device      {torch.cuda.get_device_name(device)}, {_size(free)}: {fits}")
+    rate = matrix_product_rate(device, DTYPES[config.dtype]) * UTILISATION
+    lines.append(f"time        about {_time(total / rate)} an iteration on this machine ({device.type})")
+    if device.type == "cpu" and height * width > 128 * 128:
+        lines += [
+            f"            about {_time(total / (rate * UTILISATION))} on a {name} ({memory} GB"
+            f"{'' if plan.cuda_memory <= memory * 1e9 else ', too small'}) in bfloat16"
+            for name, (memory, rate) in DEVICES.items()
+        ]
+    lines.append("            (rewards not counted; the network is taken to reach 40% of a matrix product's speed)")
+    return "\n".join(lines)
+
+
+def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large matrix product, measured."""
+    size = 4096 if device.type == "cuda" else 768
+    a = torch.randn(size, size, device=device).to(dtype)
+    times = []
+    for _ in range(4):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        _ = a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)
+
+
+def _micro_batch(config: TrainConfig) -> int:
+    """Transitions in one call with gradient."""
+    minibatch = config.minibatch() or config.pictures * config.steps
+    return minibatch if isinstance(config, StockConfig) else min(config.micro_batch_size, minibatch)
+
+
+def _transitions(config: TrainConfig) -> tuple[int, int]:
+    """Transitions (pictures for supervised agents) an update visits, and those the reference is asked about."""
+    if isinstance(config, SFTConfig):
+        seen = config.pictures * config.passes
+        return seen, seen if config.regulariser == "kl-o" else 0
+    steps = config.steps
+    if isinstance(config, PolicyGradientConfig):
+        steps = max(1, round(config.timestep_fraction * steps))
+    count = config.pictures * steps * getattr(config, "rollouts", 1)
+    has_reference = isinstance(config, DPOKConfig) and config.kl_weight > 0
+    return count * config.passes, config.pictures * steps if has_reference else 0
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"

@@ -1,0 +1,1 @@
+"""The benchmark of speed, one file a question: `python -m benchmarks.speed`."""

@@ -1,0 +1,114 @@
+"""The plan of a training against what torch allocates and what a training does."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from agents.config import DDPOConfig, DPOKConfig, SFTConfig, TrainConfig
+from agents.plan import plan_training, show_plan
+from agents.simulate import SimulatedUNet, decoder_cost
+from agents.training import Training, make_actor
+from benchmarks.random_model import save_random_model, save_random_sdxl
+from diffusion_gym.pipelines import load_pipeline, read_model_files
+
+
+def allocated(call: Any) -> int:
+    """Peak bytes that torch's allocator gave out during a call."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
+        kept = call()
+    live = peak = 0
+    for event in run.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    del kept
+    return peak
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_memory_is_what_torch_allocates(checkpointing):
+    config = DDPOConfig(gradient_checkpointing=checkpointing, device="cpu")
+    pipeline = load_pipeline("emoji", device="cpu")
+    actor = make_actor(config, pipeline, pipeline.kernel(10))
+    simulated = SimulatedUNet(config, pipeline.files, torch.float32)
+    latent, timestep = torch.randn(16, *pipeline.latent_shape), torch.zeros(16, dtype=torch.int64)
+    embedding = pipeline.prompts.embeddings(pipeline.prompts.ids(["a cat"] * 16))
+
+    def update() -> torch.Tensor:
+        out = actor.denoiser(latent, timestep, embedding)
+        out.square().mean().backward()
+        return out
+
+    def rollout() -> torch.Tensor:
+        with torch.no_grad():
+            return actor.denoiser(latent, timestep, embedding)
+
+    assert simulated.update(16).memory == pytest.approx(allocated(update), rel=0.2)
+    assert simulated.rollout(16).memory == pytest.approx(allocated(rollout), rel=0.2)
+    pipeline.decode(latent[:1])  # loads it
+    decoded = allocated(lambda: pipeline.decode(latent[:1]))
+    assert decoder_cost(pipeline.files, torch.float32, 1)[1].memory == pytest.approx(decoded, rel=0.25)
+
+
+@pytest.mark.parametrize("save", [save_random_model, save_random_sdxl])
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_arithmetic_is_what_torch_counts(tmp_path, save, guidance_scale):
+    config = DDPOConfig(model=str(save(tmp_path / "m")), guidance_scale=guidance_scale, lora_rank=2, device="cpu")
+    pipeline = load_pipeline(config.model, device="cpu")
+    actor = make_actor(config, pipeline, pipeline.kernel(10))
+    embedding = pipeline.prompts.embeddings(pipeline.prompts.ids(["a", "b", "c"]))
+    simulated = SimulatedUNet(config, pipeline.files, torch.float32)
+    with FlopCounterMode(display=False) as counted, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        actor.denoiser(torch.randn(3, *pipeline.latent_shape), torch.zeros(3, dtype=torch.int64), embedding)
+    assert simulated.rollout(3).flops == pytest.approx(counted.get_total_flops(), rel=1e-3)
+    trained = sum(p.numel() for p in actor.parameters() if p.requires_grad)
+    assert (simulated.trained, simulated.parameters) == (
+        trained,
+        sum(p.numel() for p in actor.unet.parameters()) - trained,
+    )
+    assert 1.5 < simulated.update(3).flops / simulated.rollout(3).flops < 3.5
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        DPOKConfig(pictures=6, slots=3, steps=4, passes=2, micro_batch_size=4, lora_rank=2),
+        DPOKConfig(pictures=6, steps=4, kl_weight=0.0, timestep_fraction=1.0, lora_rank=2),
+        SFTConfig(pictures=6, steps=4, weighting="softmax", regulariser="kl-o", lora_rank=2),
+    ],
+    ids=["dpok", "without_kl", "sft"],
+)
+def test_the_plan_counts_the_calls_that_a_training_makes(tiny_model, tmp_path, config: TrainConfig):
+    config.out, config.model, config.reward = tmp_path, str(tiny_model), "jpeg_compressibility"
+    config.prompts, config.device, config.guidance_scale = ("a cat",), "cpu", 2.0
+    training = Training(config)
+    unet = training.policy.actor.unet
+    rows: Counter[str] = Counter()
+
+    def count(module: Any, args: Any) -> None:
+        adapted = not next(m for m in module.modules() if isinstance(m, BaseTunerLayer)).disable_adapters
+        rows["update" if torch.is_grad_enabled() else "sample" if adapted else "reference"] += len(args[0])
+
+    unet.register_forward_pre_hook(count)
+    training.iterate()
+    plan = plan_training(config)
+    one = SimulatedUNet(config, read_model_files(config.model), torch.float32)
+    a_row = one.rollout(8).flops / 16  # guidance doubles the rows
+    found = {"sample": plan.flops["sample"] / a_row, "reference": plan.flops.get("reference", 0) / a_row}
+    found["update"] = plan.flops["update"] / (one.update(8).flops / 16)
+    if isinstance(config, SFTConfig):
+        found["reference"] /= 2  # the regulariser asks about the conditional half alone
+    assert found == pytest.approx({name: rows[name] for name in found}, rel=0.02)
+
+
+def test_the_plan_as_a_user_sees_it():
+    text = show_plan(DDPOConfig(device="cpu", pictures=8, steps=3))
+    assert "64 x 64, UNet of 7 M parameters in float32" in text
+    assert "8 pictures x 3 steps" in text
+    assert "an iteration on this machine (cpu)" in text
