@@ -35,21 +35,22 @@ def point_of_level(rewards: Sequence[float], level: float) -> int | None:
 def compare(ours: list[dict[str, float]], peer: list[dict[str, float]]) -> dict[str, Any]:
     """Two curves of a prompt and seed: the level, the points at which either side reaches it, the ratio of their times.
 
-    Point, seconds and ratio are None if we do not reach it. The ratio is 0 if both have it from the start.
+    Our point, seconds and the ratio are None if we do not reach it; the ratio, too, if the peer ends no higher than it
+    began, and there is nothing to reach.
     """
     level = peer[-1]["reward"]
     our_point, peer_point = (point_of_level([p["reward"] for p in points], level) for points in (ours, peer))
     assert peer_point is not None  # the peer's last point is at the level
-    peer_seconds = peer[peer_point]["seconds"]
-    seconds = None if our_point is None else ours[our_point]["seconds"]
-    never = seconds is None or (seconds > 0 and peer_seconds == 0)
+    seconds, peer_seconds = None if our_point is None else ours[our_point]["seconds"], peer[peer_point]["seconds"]
+    learned = level > peer[0]["reward"]
     return {
         "level": level,
+        "peer_learned": learned,
         "our_point": our_point,
         "peer_point": peer_point,
         "our_seconds": seconds,
         "peer_seconds": peer_seconds,
-        "time_ratio": None if never else (seconds or 0.0) / max(peer_seconds, 1e-9),
+        "time_ratio": seconds / peer_seconds if learned and seconds is not None else None,
     }
 
 
@@ -92,18 +93,24 @@ def measure(plan: Plan, directory: str, out: Path) -> dict[str, Any]:
 
 
 def summary(pairs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Over all prompts and seeds: how many reach the level, median and worst ratio of times, and both sides' KL.
+    """Over all prompts and seeds: how many reach the level, median and worst ratio of times, and both sides' KL there.
 
-    A pair that does not reach it counts as an infinite ratio, which is written as None.
+    A pair in which we never reach it counts as an infinite ratio, which is written as None. One in which the peer
+    learned nothing is left out.
     """
-    reached = [pair for pair in pairs if pair["time_ratio"] is not None]
-    ratios = [math.inf if pair["time_ratio"] is None else pair["time_ratio"] for pair in pairs]
-    median, worst = float(np.median(ratios)), max(ratios)
+    asked = [pair for pair in pairs if pair["peer_learned"]]
+    reached = [pair for pair in asked if pair["our_point"] is not None]
+    ratios = [math.inf if pair["time_ratio"] is None else pair["time_ratio"] for pair in asked]
+
+    def finite(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
     return {
         "reached": len(reached),
-        "of": len(pairs),
-        "median_time_ratio": median if math.isfinite(median) else None,
-        "worst_time_ratio": worst if math.isfinite(worst) else None,
+        "of": len(asked),
+        "peer_learned_nothing": len(pairs) - len(asked),
+        "median_time_ratio": finite(float(np.median(ratios))) if ratios else None,
+        "worst_time_ratio": finite(max(ratios)) if ratios else None,
         "our_mean_kl": float(np.mean([pair["our_kl"] for pair in reached])) if reached else None,
         "peer_mean_kl": float(np.mean([pair["peer_kl"] for pair in reached])) if reached else None,
     }

@@ -22,7 +22,6 @@ _CONTRAST_FLOOR = 1 / 255
 _WINDOW, _SIGMA = 7, 7 / 6
 _SHAPES = (0.2, 10.0)
 """Range of the shape parameter in the authors' code; 2 is a normal distribution."""
-_TINY = 1e-12
 _MIN_SIZE = 16
 _CHUNK = 16
 
@@ -134,15 +133,15 @@ def _blur(images_B1HW: Tensor) -> Tensor:
 def _fit(values_BHW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """An asymmetric generalised normal distribution by moments: shape, left variance, right variance, mean, (B,) each.
 
-    Where nothing varies, as in a picture of one colour, the variances are 0 and the shape is that of the range's end.
+    Where nothing varies, as in a black picture, the variances are 0 and the shape is the smallest there is.
     """
     values_BN = values_BHW.flatten(1)
     left, right = (_mean_square(values_BN, side) for side in (values_BN < 0, values_BN >= 0))
-    ratio = ((left + _TINY) / (right + _TINY)).sqrt()
-    spread = values_BN.abs().mean(1).square() / (values_BN.square().mean(1) + _TINY)
+    ratio = (left / right).sqrt()
+    spread = values_BN.abs().mean(1).square() / values_BN.square().mean(1)
     target = spread * (ratio**3 + 1) * (ratio + 1) / (ratio**2 + 1).square()
     low, high = (torch.full_like(target, limit) for limit in _SHAPES)
-    for _ in range(50):  # the moment ratio grows with the shape: bisect
+    for _ in range(50):  # the moment ratio grows with the shape: bisect; NaN ends at the smallest
         middle = (low + high) / 2
         too_small = _moment_ratio(middle) < target
         low, high = torch.where(too_small, middle, low), torch.where(too_small, high, middle)

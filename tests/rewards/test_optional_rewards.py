@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from brisque_pictures import waves
+from malicious import Malicious
 
 from diffusion_gym.rewards import make_reward
 from diffusion_gym.rewards.brisque import brisque_features
@@ -76,8 +77,9 @@ def test_brisque_has_a_number_for_pictures_without_structure(package):
 
 @pytest.mark.parametrize("case", ["pickle", "svm", "no file", "no vectors"])
 def test_brisque_refuses_another_model(package, tmp_path, case):
+    trace = tmp_path / "executed"
     if case == "pickle":
-        (package / "normalize.pickle").write_bytes(pickle.dumps({"min_": Path(tmp_path), "max_": HIGH}))
+        (package / "normalize.pickle").write_bytes(pickle.dumps({"min_": LOW, "max_": HIGH, "more": Malicious(trace)}))
     elif case == "svm":
         (package / "svm.txt").write_text((package / "svm.txt").read_text().replace("rbf", "linear"))
     elif case == "no file":
@@ -86,6 +88,7 @@ def test_brisque_refuses_another_model(package, tmp_path, case):
         (package / "svm.txt").write_text("svm_type epsilon_svr\n")
     with pytest.raises(ValueError, match=rf"'brisque': {package} does not hold .*pip install --force-reinstall"):
         make_reward("brisque")
+    assert not trace.exists()
 
 
 class Classifier:

@@ -5,13 +5,13 @@ import pickle
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import safetensors.torch
 import torch
+from malicious import Malicious
 from torch import nn
 
 from diffusion_gym.rewards import make_reward, sources
@@ -148,16 +148,6 @@ def test_a_download_that_breaks_off_is_named(hub, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
     with pytest.raises(FileNotFoundError, match=rf"could not be downloaded .*ConnectionError: reset.*{ADVICE}"):
         find_files("owner/judge", WANTED)
-
-
-class Malicious:
-    """Pickled so that reading the pickle makes a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (Path.touch, (self.path,))
 
 
 @pytest.mark.parametrize("nested", [False, True])
