@@ -32,11 +32,16 @@ def rise(config: PolicyGradientConfig) -> dict[str, Any]:
 
 
 def measure(plan: Plan) -> dict[str, Any]:
-    """The rise for the least and the most pictures, and how it grows against what is stored."""
+    """The rise for the least and the most pictures."""
     few, many = (
         alone(rise, settings(plan, pictures=pictures, steps=plan.scaling_steps))
         for pictures in (plan.many_pictures[0], plan.many_pictures[-1])
     )
+    return compare(few, many)
+
+
+def compare(few: dict[str, Any], many: dict[str, Any]) -> dict[str, Any]:
+    """How much further the peak rises with many pictures, and how much more is stored."""
     return {
         "few": few,
         "many": many,

@@ -14,6 +14,9 @@ import numpy as np
 
 from benchmarks.intervals import Floats, Interval, bootstrap
 
+Maker = Callable[..., Callable[[], object]]
+"""Called once in a process of its own; returns what makes an iteration."""
+
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -50,11 +53,11 @@ class Stepper:
     """A process of its own that makes one iteration whenever it is asked to.
 
     Args:
-        make: called there with `arguments`; returns what makes an iteration.
+        make: called there with `arguments`.
         arguments: of `make`.
     """
 
-    def __init__(self, make: Callable[..., Callable[[], object]], *arguments: Any) -> None:
+    def __init__(self, make: Maker, *arguments: Any) -> None:
         os.environ |= ONE_THREAD
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
@@ -77,7 +80,7 @@ class Stepper:
         self._process.join()
 
 
-def _serve(connection: Connection, make: Callable[..., Callable[[], object]], arguments: tuple[Any, ...]) -> None:
+def _serve(connection: Connection, make: Maker, arguments: tuple[Any, ...]) -> None:
     iterate = make(*arguments)
     while True:
         try:
@@ -91,6 +94,21 @@ def alternate(steps: Sequence[Callable[[], float]], repeats: int) -> list[list[f
     """Seconds of each step in alternating rounds, `repeats` of each, after one round that does not count."""
     rounds = [[step() for step in steps] for _ in range(repeats + 1)]
     return [list(seconds) for seconds in zip(*rounds[1:], strict=True)]
+
+
+def in_turn(makers: Sequence[tuple[Maker, tuple[Any, ...]]], repeats: int) -> list[list[float]]:
+    """CPU seconds of alternating iterations, as `alternate`, each training in a process of its own.
+
+    Args:
+        makers: for each what makes an iteration, see `Stepper`, and its arguments.
+        repeats: rounds that count.
+    """
+    steppers = [Stepper(make, *arguments) for make, arguments in makers]
+    try:
+        return alternate([stepper.step for stepper in steppers], repeats)
+    finally:
+        for stepper in steppers:
+            stepper.close()
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Interval:

@@ -14,7 +14,7 @@ import numpy as np
 from agents.config import DDPOConfig
 from benchmarks.intervals import Floats
 from benchmarks.speed.overhead import settings
-from benchmarks.speed.parts import Stepper, alone, alternate, ratio
+from benchmarks.speed.parts import alone, in_turn, ratio
 from benchmarks.speed.peer import PeerSettings, make_trainer
 from benchmarks.speed.plan import Plan
 from benchmarks.speed.scaling import trainer
@@ -83,9 +83,9 @@ def measure(plan: Plan, directory: str) -> dict[str, Any]:
 def _measure_case(plan: Plan, case: Case, directory: str) -> dict[str, Any]:
     ours, ways = our_settings(plan, case), peer_settings(plan, case)
     checked = check(ours, replace(ways[0], accumulation=2, train_batch=plan.pictures // 2), directory)
-    trials = _in_turn([(peer, (directory, way)) for way in ways], 1)
+    trials = in_turn([(peer, (directory, way)) for way in ways], 1)
     fastest = ways[int(np.argmin(trials))]
-    ours_s, peer_s = _in_turn([(trainer, (ours,)), (peer, (directory, fastest))], plan.repeats)
+    ours_s, peer_s = in_turn([(trainer, (ours,)), (peer, (directory, fastest))], plan.repeats)
     return {
         "check": checked,
         "peer_seconds_by_train_batch": {way.train_batch: seconds[0] for way, seconds in zip(ways, trials, strict=True)},
@@ -93,15 +93,6 @@ def _measure_case(plan: Plan, case: Case, directory: str) -> dict[str, Any]:
         "peer": {"settings": asdict(fastest), "seconds": peer_s},
         "ours_over_peer": ratio(ours_s, peer_s),
     }
-
-
-def _in_turn(makers: list[tuple[Any, tuple[Any, ...]]], repeats: int) -> list[list[float]]:
-    steppers = [Stepper(make, *arguments) for make, arguments in makers]
-    try:
-        return alternate([stepper.step for stepper in steppers], repeats)
-    finally:
-        for stepper in steppers:
-            stepper.close()
 
 
 def check(ours: DDPOConfig, peer: PeerSettings, directory: str) -> dict[str, float]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from agents.config import DDPOConfig
 from benchmarks.speed.overhead import settings
-from benchmarks.speed.parts import Stepper, alternate, ratio
+from benchmarks.speed.parts import in_turn, ratio
 from benchmarks.speed.plan import Plan
 
 
@@ -47,27 +47,22 @@ def measure(plan: Plan) -> dict[str, list[dict[str, Any]]]:
         ("micro_batch_size", plan.many_micro_batches),
     ):
         configs = [settings(plan, **{"steps": plan.scaling_steps, name: value}) for value in values]
-        found[name] = _points(values, configs, [Stepper(trainer, config) for config in configs], plan.repeats)
+        found[name] = points(values, configs, in_turn([(trainer, (config,)) for config in configs], plan.repeats))
     configs = [_size_settings(plan)] * len(plan.many_sizes)
-    steppers = [Stepper(random_trainer, size, plan) for size in plan.many_sizes]
-    found["latent_size"] = _points(plan.many_sizes, configs, steppers, plan.repeats)
+    seconds = in_turn([(random_trainer, (size, plan)) for size in plan.many_sizes], plan.repeats)
+    found["latent_size"] = points(plan.many_sizes, configs, seconds)
     return found
 
 
-def _points(
-    values: Sequence[int], configs: Sequence[DDPOConfig], steppers: Sequence[Stepper], repeats: int
+def points(
+    values: Sequence[int], configs: Sequence[DDPOConfig], rounds: Sequence[Sequence[float]]
 ) -> list[dict[str, Any]]:
-    """Cost at each value, and its ratio to that at the first, from alternating iterations."""
-    try:
-        rounds = alternate([stepper.step for stepper in steppers], repeats)
-    finally:
-        for stepper in steppers:
-            stepper.close()
+    """Cost at each value, and its ratio to that at the first, from the seconds of alternating iterations."""
     a_picture = [[s / config.pictures for s in seconds] for seconds, config in zip(rounds, configs, strict=True)]
     return [
         {
             "value": value,
-            "seconds": seconds,
+            "seconds": list(seconds),
             "a_picture": float(np.mean(each)),
             "a_picture_and_step": float(np.mean(each)) / config.steps,
             "over_first": ratio(each, a_picture[0]),

@@ -21,7 +21,7 @@ REPO = "THUDM/ImageReward"
 TOKENIZER_REPO = "bert-base-uncased"
 PROMPT_LENGTH = 35
 HEAD_WIDTH = 64
-MEAN, STD = 0.16727362830052426, 1.0333394966054072
+MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the raw scores on the authors' data; the reward is the score in these units."""
 
 _VISION_NAMES = {

@@ -250,6 +250,21 @@ def test_a_network_gets_the_tensors_themselves(tmp_path):
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["linear.bias"], "without linear.weight"),
+        ([], "without linear.bias, linear.weight"),
+        (["linear.weight", "linear.bias", *"abcde"], "with a, b, c and 2 more as well"),
+    ],
+)
+def test_a_network_gets_all_its_tensors_and_no_others(tmp_path, names, says):
+    shapes = {"linear.weight": (2, 3)}
+    torch.save({name: torch.zeros(shapes.get(name, (2,))) for name in names}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=rf"of another architecture, {says}\. Get it"):
+        load_checkpoint(tmp_path / "a.pt", WANTED).build(Counting)
+
+
 def test_transformers_is_not_imported_to_say_that_weights_are_missing():
     """Importing it takes seconds, which an error would come later."""
     code = (
