@@ -58,6 +58,7 @@ class Train:
         | Annotated[DDPOConfig, _preset("sd15-ddpo")]
         | Annotated[DDPOConfig, _preset("sdxl-ddpo")]
     )
+
     def run(self) -> None:
         """Train, or say what it would take."""
         if self.agent.dry_run:
@@ -241,7 +242,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     try:
         command.run()
-    except (RunError, ValueError, OSError, FloatingPointError) as error:
+    except (RunError, ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"diffusion-gym: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     except KeyboardInterrupt as error:

@@ -131,7 +131,7 @@ def make_judges(
     judges: dict[str, Any] = {"reward": make_reward(config.reward_spec(), sources=config.source_spec(), **options)}
     sources = config.source_spec() | source_spec(settings.reward_sources)
     for name in settings.rewards:
-        own = {key: place for key, place in sources.items() if key.partition(".")[0] == name}
+        own = {key: place for key, place in sources.items() if name in (key, key.rpartition(".")[0])}
         judges[name] = make_reward(name, sources=own, **options)
     if config.model == "emoji":
         from diffusion_gym.emoji.grammar import parse

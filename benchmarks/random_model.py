@@ -30,7 +30,7 @@ def save_random_model(
     seed: int = 0,
     **scheduler: Any,
 ) -> Path:
-    """Save a pipeline directory of the Stable Diffusion 1.x and 2.x format; its pictures have twice the height and width of its latents.
+    """Save a pipeline directory of Stable Diffusion 1.x's format; its pictures are twice as high and wide as latents.
 
     Args:
         path: the directory to write.

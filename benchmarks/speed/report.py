@@ -94,8 +94,10 @@ def plot(found: dict[str, Any], path: Path) -> None:
     _plot_curves(axes[1], found)
     for axis, (name, points) in zip(axes[2:], found.get("scaling", {}).items(), strict=False):
         values = [point["value"] for point in points]
-        axis.plot(values, [1000 * point["a_picture_and_step"] for point in points], "o-")
-        axis.set(xscale="log", xlabel=name.replace("_", " "), ylim=(0, None), title="CPU ms a picture and step")
+        costs = [1000 * point["a_picture_and_step"] for point in points]
+        axis.plot(values, costs, "o-")
+        axis.set(xscale="log", ylim=(0, 1.1 * max(costs)), xlabel=name.replace("_", " "))
+        axis.set_title("CPU ms a picture and step")
         axis.set_xticks(values, [str(value) for value in values])
         axis.minorticks_off()
     figure.savefig(path, dpi=110)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_gym.rewards.preprocess import by_chunks, chunk_size, clip_pixels
-from diffusion_gym.rewards.sources import Wanted, find_files, in_short
+from diffusion_gym.hub import in_short
+from diffusion_gym.rewards.sources import Wanted, find_files
 from diffusion_gym.rewards.weights import load_checkpoint, load_tokenizer
 
 MODEL_FILES = (("config.json", "model.safetensors"), ("config.json", "pytorch_model.bin"))

@@ -1,17 +1,14 @@
 """Where the weights of a reward lie: a file, a directory, or a hub id with an optional "@revision".
 
-Nothing here reads weights, and nothing waits: a hub that does not answer within `PATIENCE` counts as unreachable.
+Nothing here reads weights, and nothing waits: a hub that does not answer within seconds counts as unreachable.
 """
 
 import os
-import queue
 import re
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-PATIENCE = 3.0
-"""Seconds the hub has to say which files a repository holds."""
+from diffusion_gym.hub import HubError, in_short, list_files
 
 _HUB_ID = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
 _WEIGHT_SUFFIXES = {".bin", ".pt", ".pth", ".safetensors"}
@@ -102,7 +99,10 @@ def _from_hub(repo: str, revision: str, wanted: Wanted) -> tuple[Path, ...]:
         cached = [try_to_load_from_cache(repo, name, revision=revision) for name in names]
         if all(isinstance(file, str) for file in cached):
             return tuple(Path(str(file)) for file in cached)
-    present = _files_of_repository(repo, revision, wanted)
+    try:
+        present = list_files(repo, revision)
+    except HubError as error:
+        raise wanted.missing(f"{repo!r} is neither a path here nor to be had from the hub ({error})") from error
     layout = _first_layout(wanted, present)
     if layout is None:
         raise wanted.missing(f"the hub's {repo!r} (revision {revision!r}) does not have the files")
@@ -116,43 +116,5 @@ def _from_hub(repo: str, revision: str, wanted: Wanted) -> tuple[Path, ...]:
     return tuple(found[: len(layout)])
 
 
-def _files_of_repository(repo: str, revision: str, wanted: Wanted) -> set[str]:
-    """Names of the files of a hub repository.
-
-    One request without retries, in a thread of its own, because neither a name server nor a socket keeps to a time
-    limit; huggingface_hub's own download call would try for half a minute.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    answers: queue.Queue[set[str] | Exception] = queue.Queue()
-
-    def ask() -> None:
-        try:
-            info = HfApi().model_info(repo, revision=revision, timeout=PATIENCE)
-            answers.put({file.rfilename for file in info.siblings or ()})
-        except Exception as error:  # handed to the caller, whatever it is
-            answers.put(error)
-
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        answer = answers.get(timeout=PATIENCE)
-    except queue.Empty:
-        raise wanted.missing(f"the hub did not answer within {PATIENCE:g} s when asked for {repo!r}") from None
-    if isinstance(answer, OfflineModeIsEnabled):
-        raise wanted.missing(f"{repo!r} is not in the hub's cache here, and HF_HUB_OFFLINE forbids asking the hub")
-    if isinstance(answer, Exception):
-        raise wanted.missing(
-            f"{repo!r} is neither a path here nor to be had from the hub ({in_short(answer)})"
-        ) from answer
-    return answer
-
-
 def _first_layout(wanted: Wanted, names: set[str]) -> tuple[str, ...] | None:
     return next((layout for layout in wanted.layouts if names.issuperset(layout)), None)
-
-
-def in_short(error: Exception) -> str:
-    """The kind of an error and the first sentence of what it says."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].partition('. ')[0]}" if lines else type(error).__name__

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_gym.rewards.sources import Wanted, in_short
+from diffusion_gym.hub import in_short
+from diffusion_gym.rewards.sources import Wanted
 
 _SHOWN = 3
 

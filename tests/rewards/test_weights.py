@@ -14,7 +14,8 @@ import torch
 from malicious import Malicious
 from torch import nn
 
-from diffusion_gym.rewards import make_reward, sources
+from diffusion_gym import hub as model_hub
+from diffusion_gym.rewards import make_reward
 from diffusion_gym.rewards.sources import Wanted, find_files
 from diffusion_gym.rewards.weights import load_checkpoint
 
@@ -132,8 +133,8 @@ def test_an_unreachable_hub_is_named(hub, monkeypatch, error):
 
 
 def test_a_silent_hub_is_not_waited_for(hub, monkeypatch):
-    assert sources.PATIENCE < 4
-    monkeypatch.setattr(sources, "PATIENCE", 0.2)
+    assert model_hub.PATIENCE < 4
+    monkeypatch.setattr(model_hub, "PATIENCE", 0.2)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: time.sleep(5))
     start = time.perf_counter()
     with pytest.raises(FileNotFoundError, match=rf"did not answer within 0.2 s.*owner/judge.*{ADVICE}"):
