@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_gym.rewards.preprocess import by_chunks, chunk_size, clip_pixels
 from diffusion_gym.hub import in_short
+from diffusion_gym.rewards.preprocess import by_chunks, chunk_size, clip_pixels
 from diffusion_gym.rewards.sources import Wanted, find_files
 from diffusion_gym.rewards.weights import load_checkpoint, load_tokenizer
 

@@ -115,7 +115,7 @@ def test_without_weights_and_hub_each_reward_says_what_to_do(name):
     with pytest.raises(FileNotFoundError) as caught:
         make_reward(name)
     message = str(caught.value)
-    assert f"reward {name!r}, source: {repo!r} is not in the hub's cache here" in message
+    assert f"reward {name!r}, source: {repo!r} is neither a path here nor to be had from the hub (it is not" in message
     assert "HF_HUB_OFFLINE" in message
     assert f"`hf download {REWARDS[name]}`" in message
     assert message.endswith(f"--reward-sources {name}=PATH")
@@ -137,7 +137,7 @@ def test_a_silent_hub_is_not_waited_for(hub, monkeypatch):
     monkeypatch.setattr(model_hub, "PATIENCE", 0.2)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: time.sleep(5))
     start = time.perf_counter()
-    with pytest.raises(FileNotFoundError, match=rf"did not answer within 0.2 s.*owner/judge.*{ADVICE}"):
+    with pytest.raises(FileNotFoundError, match=rf"owner/judge.*did not answer within 0.2 s.*{ADVICE}"):
         find_files("owner/judge", WANTED)
     assert time.perf_counter() - start < 2
 
