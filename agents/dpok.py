@@ -189,7 +189,8 @@ class DPOK(PolicyGradient):
         missing = self.reference_outputs.missing(rollout.index_I[rows], serial_I)
         for micro in chunks(rows[np.isin(rollout.index_I[rows], missing)], self.micro_batch_size):
             t = rollout.gather(micro)
-            self.reference_outputs.compute(rollout.index_I[micro], serial_I, t.latent_BCHW, t.step_B, t.embedding)
+            with self.phase("reference"):
+                self.reference_outputs.compute(rollout.index_I[micro], serial_I, t.latent_BCHW, t.step_B, t.embedding)
 
     def _fit_critic(self, rollout: Rollout) -> float:
         """Regress the final reward: the mean squared error, averaged over the steps (before each)."""

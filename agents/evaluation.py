@@ -10,13 +10,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from agents.build import make_actor
 from agents.common.actor import DenoisingActor
 from agents.common.checkpoint import write_atomically
 from agents.common.reference import Reference
 from agents.common.sampling import sample_pictures
 from agents.config import EvaluateConfig, TrainConfig, prompt_spec, source_spec
 from agents.run_directory import CHECKPOINT, EVALUATION, PICTURE, SCORES, RunError
-from agents.training import make_actor
 from diffusion_gym.pipelines import Pipeline, load_pipeline
 from diffusion_gym.prompts import load_prompts
 from diffusion_gym.rewards import make_reward

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agents import run_directory
+from agents.build import make_actor
 from agents.common.checkpoint import write_atomically
 from agents.common.sampling import sample_pictures
 from agents.config import DPOKConfig, EvaluateConfig
@@ -13,7 +14,6 @@ from agents.evaluation import evaluate, print_table, summary
 from agents.report import write_report
 from agents.run import train
 from agents.run_directory import CONFIG, SUMMARY
-from agents.training import make_actor
 from diffusion_gym.pipelines import load_pipeline
 from diffusion_gym.prompts import load_prompts
 from diffusion_gym.rewards import make_reward

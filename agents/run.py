@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Any
 
-from agents import run_directory
+from agents import profile, run_directory
 from agents.config import TrainConfig
 from agents.run_directory import RunError
 
@@ -33,13 +33,18 @@ def train(config: TrainConfig) -> Any:
     line = ProgressLine(config.iterations)
     try:
         while training.iteration < config.iterations:
-            record = training.iterate()
+            if config.profile and training.iteration - training.resumed_at == profile.TRACED - 1:
+                record = profile.traced(training.iterate, config.out)
+            else:
+                record = training.iterate()
             if training.iteration % config.checkpoint_every == 0 or training.iteration == config.iterations:
                 training.save()
             board.show(record, training.episodes)
             line.show(record)
         line.close()
         say(f"saved for diffusers in {training.export()}")
+        if config.profile and training.iteration > training.resumed_at:
+            print(profile.table(_untraced(training.history[training.resumed_at :])))
     except RewardError as error:
         line.close()
         training.save()
@@ -56,6 +61,11 @@ def train(config: TrainConfig) -> Any:
         training.close()
         board.close()
     return training
+
+
+def _untraced(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records of iterations that were not slowed down by the trace, if there are any."""
+    return [record for i, record in enumerate(history) if i != profile.TRACED - 1] if len(history) > 2 else history
 
 
 def say(text: str) -> None:

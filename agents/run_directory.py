@@ -7,6 +7,7 @@ pipeline/                                the whole model, for StableDiffusionPip
 history.jsonl, tensorboard/              curves
 evaluation.json, before_after.png        from `diffusion-gym evaluate`; scores.json has every picture's scores
 report.html                              from `diffusion-gym report`
+trace.json                               from --profile
 """
 
 import json
@@ -17,7 +18,7 @@ from agents.config import TrainConfig, config_from_json
 
 CONFIG, CHECKPOINT, HISTORY = "config.json", "checkpoint.pt", "history.jsonl"
 EVALUATION, PICTURE, REPORT, SUMMARY = "evaluation.json", "before_after.png", "report.html", "summary.json"
-SCORES, PIPELINE, TENSORBOARD = "scores.json", "pipeline", "tensorboard"
+SCORES, PIPELINE, TENSORBOARD, TRACE = "scores.json", "pipeline", "tensorboard", "trace.json"
 
 
 class RunError(Exception):

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tianshou.algorithm.algorithm_base import OnPolicyAlgorithm, TrainingStats
+from tianshou.algorithm.algorithm_base import TrainingStats
 from tianshou.data import Collector
 from tianshou.utils.torch_utils import policy_within_training_step
 
-from agents.common.actor import DenoisingActor
-from agents.common.advantages import PerPromptStatistics
+from agents.build import make_actor, make_algorithm
+from agents.common.algorithm import DenoisingAlgorithm
 from agents.common.buffer import LatentReplayBuffer
 from agents.common.checkpoint import (
     algorithm_state,
@@ -23,86 +23,18 @@ from agents.common.checkpoint import (
     set_random_state,
     write_atomically,
 )
-from agents.common.critic import LatentCritic
-from agents.common.lora import add_lora, save_lora
-from agents.common.optim import adamw
+from agents.common.lora import save_lora
 from agents.common.policy import DenoisingPolicy
+from agents.common.timer import PhaseTimer
 from agents.common.venv import BatchedVenv, Episodes
-from agents.config import DDPOConfig, DPOKConfig, PolicyGradientConfig, SFTConfig, StockConfig, TrainConfig
-from agents.ddpo import DDPO
-from agents.dpok import DPOK
+from agents.config import TrainConfig
 from agents.run_directory import CHECKPOINT, HISTORY, PIPELINE, RunError
 from agents.sft import RewardWeightedSFT
-from agents.stock import make_stock
 from diffusion_gym.device import parse_device
 from diffusion_gym.envs.vector import TextToImageVectorEnv
-from diffusion_gym.pipelines import Pipeline
 from diffusion_gym.rewards import RewardError, make_reward
 
 Record = dict[str, Any]
-
-
-def make_actor(config: TrainConfig, pipeline: Pipeline, kernel: Any) -> DenoisingActor:
-    """The actor of a configuration, untrained: adapters that change nothing yet, or the whole UNet unfrozen."""
-    unet: Any = pipeline.load_unet()
-    if config.full:
-        unet.requires_grad_(True)
-    else:
-        add_lora(unet, rank=config.lora_rank, targets=config.lora_targets)
-    if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    if config.attention_slicing:
-        unet.set_attention_slice("auto")
-    if config.compile:
-        unet.compile()
-    return DenoisingActor.from_pipeline(pipeline, kernel, unet=unet, guidance_scale=config.guidance_scale)
-
-
-def make_algorithm(
-    config: TrainConfig, policy: DenoisingPolicy, pipeline: Pipeline
-) -> OnPolicyAlgorithm[DenoisingPolicy]:
-    """The algorithm of a configuration."""
-    if isinstance(config, StockConfig):
-        return make_stock(config, policy, pipeline)
-    common: dict[str, Any] = {
-        "policy": policy,
-        "optim": adamw(lr=config.learning_rate),
-        "micro_batch_size": config.micro_batch_size,
-        "max_grad_norm": config.max_grad_norm,
-    }
-    if isinstance(config, SFTConfig):
-        return RewardWeightedSFT(
-            **common,
-            pipeline=pipeline,
-            weighting=config.weighting,
-            temperature=config.temperature,
-            shift=config.shift,
-            regulariser=config.regulariser,
-            regulariser_weight=config.regulariser_weight,
-            pool=config.pool,
-        )
-    assert isinstance(config, PolicyGradientConfig)
-    common |= {
-        "clip_range": config.clip_range,
-        "timestep_fraction": config.timestep_fraction,
-        "step_weights": config.step_weights,
-        # Room for all rewards of a buffer, even if they are of one prompt.
-        "statistics": PerPromptStatistics(size=max(32, config.pictures * getattr(config, "rollouts", 1))),
-    }
-    if isinstance(config, DDPOConfig):
-        return DDPO(**common, estimator=config.estimator)
-    assert isinstance(config, DPOKConfig)
-    critic = LatentCritic(policy.actor, latent_shape=pipeline.latent_shape) if config.value_function else None
-    return DPOK(
-        **common,
-        reward_weight=config.reward_weight,
-        normalise=config.normalise,
-        kl_weight=config.kl_weight,
-        kl_form=config.kl_form,
-        ratio_form=config.ratio_form,
-        critic=critic,
-        critic_optim=None if critic is None else adamw(lr=1e-4),
-    )
 
 
 class Training:
@@ -120,15 +52,15 @@ class Training:
         seed_everything(config.seed)
         slots = config.slots or config.pictures
         self.waves = config.pictures // slots
+        device = parse_device(config.device)
+        self.timer = PhaseTimer(device, synchronise=config.profile)
+        reward = make_reward(
+            config.reward_spec(), device=device, dtype=config.reward_dtype, sources=config.source_spec()
+        )
         self.env = TextToImageVectorEnv(
             num_envs=slots,
             model=config.model,
-            reward=make_reward(
-                config.reward_spec(),
-                device=parse_device(config.device),
-                dtype=config.reward_dtype,
-                sources=config.source_spec(),
-            ),
+            reward=reward.changed(lambda term: self.timer.around("reward", term)),
             prompts=config.prompt_spec(),
             prompt_sampler="cyclic" if len(config.prompts) > 1 else None,
             num_inference_steps=config.steps,
@@ -151,12 +83,14 @@ class Training:
             actor=actor, action_space=self.env.single_action_space, reduction=config.reduction
         )
         self.algorithm = make_algorithm(config, self.policy, self.pipeline)
+        if isinstance(self.algorithm, DenoisingAlgorithm):
+            self.algorithm.timer = self.timer
         self.buffer = LatentReplayBuffer(
             num_envs=slots, num_steps=config.steps, waves=self.waves, rollouts=getattr(config, "rollouts", 1)
         )
         self.episodes: list[Episodes] = []
         """Of the last iteration, one entry a wave."""
-        venv = BatchedVenv(self.env, on_episodes=self._receive)
+        venv = BatchedVenv(self.env, on_episodes=self._receive, timer=self.timer)
         self.collector: Collector[Any] = Collector(self.policy, venv, self.buffer)
         self.iteration = 0
         self.resumed_at = 0
@@ -169,19 +103,21 @@ class Training:
             RewardError: the reward failed. All is then as after the iteration before: to be saved, or tried again.
         """
         start = time.perf_counter()
+        self.timer.take()
         self.episodes = []
         with policy_within_training_step(self.policy):
             if getattr(self.algorithm, "wants_pictures", True):
-                self._collect()
-                seconds = time.perf_counter() - start
-                stats = self.algorithm.update(self.buffer, self.config.minibatch(), self.config.passes)
+                with self.timer.phase("sample"):
+                    self._collect()
+                with self.timer.phase("update"):
+                    stats = self.algorithm.update(self.buffer, self.config.minibatch(), self.config.passes)
                 self.buffer.reset(keep_statistics=True)
             else:
                 assert isinstance(self.algorithm, RewardWeightedSFT)
-                seconds = 0.0
-                stats = self.algorithm.learn(self.config.minibatch(), self.config.passes)
+                with self.timer.phase("update"):
+                    stats = self.algorithm.learn(self.config.minibatch(), self.config.passes)
         self.iteration += 1
-        record = self._record(stats, seconds, time.perf_counter() - start)
+        record = self._record(stats, time.perf_counter() - start)
         self.history.append(record)
         return record
 
@@ -301,7 +237,7 @@ class Training:
     def _receive(self, episodes: Episodes) -> None:
         self.episodes.append(episodes)
 
-    def _record(self, stats: TrainingStats, rollout_seconds: float, seconds: float) -> Record:
+    def _record(self, stats: TrainingStats, seconds: float) -> Record:
         record: Record = {"iteration": self.iteration}
         if self.episodes:
             rewards = np.concatenate([e.rewards for e in self.episodes])
@@ -312,7 +248,7 @@ class Training:
             record[name] = value
         record |= {
             "seconds": seconds,
-            "rollout_seconds": rollout_seconds,
+            **{f"seconds/{phase}": value for phase, value in self.timer.take().items()},
             "pictures_per_second": self.config.pictures / seconds if self.episodes else 0.0,
         }
         return record

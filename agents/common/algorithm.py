@@ -1,6 +1,7 @@
 """What policy-gradient algorithms over denoising share: minibatches, exact gradient accumulation, diagnostics."""
 
 from abc import abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from time import time
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from agents.common.advantages import Floats
 from agents.common.optim import Accumulator, loss_scaler
 from agents.common.policy import DenoisingPolicy
 from agents.common.rollout import Index, Rollout, Transitions, chunks
+from agents.common.timer import PhaseTimer
 
 StepWeights = Literal["uniform", "equal_noise"]
 
@@ -89,6 +91,12 @@ class DenoisingAlgorithm(OnPolicyAlgorithm[DenoisingPolicy]):
         self.scaler = loss_scaler(policy.actor.dtype, policy.actor.kernel.device)
         self.micro_batch_size = micro_batch_size
         self.max_grad_norm = max_grad_norm
+        self.timer: PhaseTimer | None = None
+        """Times the phases of an update, if somebody wants to know them."""
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Within it is a phase of its own for the timer."""
+        return nullcontext() if self.timer is None else self.timer.phase(name)
 
     def update(self, buffer: ReplayBuffer, batch_size: int | None, repeat: int) -> DenoisingStats:
         """Learn from the episodes in the buffer.

@@ -1,6 +1,7 @@
 """The vector environment as Tianshou's Collector wants it."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from tianshou.data import Batch
 from tianshou.env import BaseVectorEnv
 
+from agents.common.timer import PhaseTimer
 from diffusion_gym.envs.vector import TextToImageVectorEnv
 from diffusion_gym.rewards import PendingScores
 
@@ -59,12 +61,20 @@ class BatchedVenv(BaseVectorEnv):
     Args:
         env: from `gymnasium.make_vec("TextToImage-v0", num_envs=N)`.
         on_episodes: called with the episodes that ended, in each step in which some did.
+        timer: times the steps as "decode": but for copies, decoding is what a step does.
     """
 
-    def __init__(self, env: TextToImageVectorEnv, *, on_episodes: Callable[[Episodes], None] | None = None) -> None:
+    def __init__(
+        self,
+        env: TextToImageVectorEnv,
+        *,
+        on_episodes: Callable[[Episodes], None] | None = None,
+        timer: PhaseTimer | None = None,
+    ) -> None:
         # No super().__init__(): the base class builds one worker a slot; Tianshou's own wrappers do the same.
         self.env = env
         self.on_episodes = on_episodes
+        self.timer = timer
         self.is_async = False
         self.is_closed = False
         self._infos = np.array([{"env_id": slot} for slot in range(env.num_envs)], dtype=object)
@@ -113,7 +123,8 @@ class BatchedVenv(BaseVectorEnv):
     ) -> tuple[Batch, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
         """Make `action` (n, C, H, W) the latents of the slots `id` (all by default)."""
         slots = self._slots(id)
-        obs, rewards, terminated, truncated, infos = self.env.step_slots(slots, action)
+        with nullcontext() if self.timer is None else self.timer.phase("decode"):
+            obs, rewards, terminated, truncated, infos = self.env.step_slots(slots, action)
         if infos and self.on_episodes is not None:
             done = np.flatnonzero(terminated)
             terms = infos.get("reward_terms", {})

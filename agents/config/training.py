@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-_NOT_SETTINGS = ("out", "resume", "dry_run")
+_NOT_SETTINGS = ("out", "resume", "dry_run", "profile")
 """Fields that say what to do, not how a run is."""
 
 
@@ -20,6 +20,8 @@ class TrainConfig:
     """Go on with the run in `out` from its last finished iteration."""
     dry_run: bool = False
     """Only print what the training would take: memory of the GPU, and the time of an iteration."""
+    profile: bool = False
+    """Print at the end where the time went, and write a trace of one iteration (trace.json, for chrome://tracing)."""
 
     model: str = "emoji"
     """"emoji" for the embedded model; a directory in diffusers' format or a .safetensors file of Stable Diffusion 1.x,

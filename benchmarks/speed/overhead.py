@@ -103,13 +103,18 @@ def iteration(config: PolicyGradientConfig, repeats: int) -> dict[str, Any]:
     }
 
 
+def kl_settings(plan: Plan) -> tuple[DPOKConfig, DPOKConfig]:
+    """DPOK as it comes, and without its KL term."""
+    common = {name: getattr(settings(plan), name) for name in ("out", "model", "reward", "prompts", "device")}
+    config = DPOKConfig(**common, pictures=plan.pictures, steps=plan.steps)
+    return config, replace(config, kl_weight=0.0)
+
+
 def kl_cost(plan: Plan) -> dict[str, Any]:
     """CPU seconds of an iteration of DPOK with its KL term and without."""
     from agents.training import Training
 
-    common = {name: getattr(settings(plan), name) for name in ("out", "model", "reward", "prompts", "device")}
-    configs = [DPOKConfig(**common, pictures=plan.pictures, steps=plan.steps, kl_weight=w) for w in (0.02, 0.0)]
-    trainings = [Training(config) for config in configs]
+    trainings = [Training(config) for config in kl_settings(plan)]
     with_kl, without = alternate([partial(cpu_seconds, training.iterate) for training in trainings], plan.repeats)
     return {"with_kl": with_kl, "without_kl": without, "ratio": ratio(with_kl, without)}
 

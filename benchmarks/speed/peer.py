@@ -59,12 +59,17 @@ def make_trainer(directory: str, settings: PeerSettings) -> Any:
         directory: where TRL is installed.
         settings: of the training.
     """
+    import diffusers
     import torch
+    import transformers
 
     from agents.common.lora import add_lora
     from diffusion_gym.pipelines import load_pipeline
     from diffusion_gym.rewards import make_reward
 
+    for library in (diffusers.utils.logging, transformers.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
     sys.path.append(directory)
     importlib.import_module("accelerate").PartialState(cpu=True)
     trl = importlib.import_module("trl")

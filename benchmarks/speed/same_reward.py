@@ -22,8 +22,9 @@ from benchmarks.speed.plan import Plan
 FIRST_SEED = 10_000
 """Noise of the first evaluated picture; no training draws from it."""
 
-BEST_PEER = PeerSettings()
-"""The best of `benchmarks.speed.search`."""
+BEST_PEER = PeerSettings(learning_rate=3e-3)
+BEST_OURS: dict[str, Any] = {}
+"""The best that `benchmarks.speed.search` found for either side; ours are what differs from the defaults of DPOK."""
 
 
 def point_of_level(rewards: Sequence[float], level: float) -> int | None:
@@ -70,7 +71,7 @@ def train(plan: Plan, prompt: str, seed: int, directory: str, out: Path) -> dict
     """The directories of both sides' trainings, made if they are not there yet."""
     folders = {side: out / prompt / str(seed) / side for side in ("ours", "peer")}
     common: dict[str, Any] = {"model": plan.model, "reward": plan.second_reward or plan.reward, "seed": seed}
-    ours = DPOKConfig(**common, prompts=(prompt,), device="cpu")
+    ours = DPOKConfig(**common, prompts=(prompt,), device="cpu", **BEST_OURS)
     train_ours(ours, plan.budget, plan.points, folders["ours"])
     train_peer(directory, replace(BEST_PEER, **common, prompt=prompt), plan.budget, plan.points, folders["peer"])
     return folders
@@ -89,7 +90,13 @@ def measure(plan: Plan, directory: str, out: Path) -> dict[str, Any]:
                 point = found[f"{name}_point"]
                 found[f"{name}_kl"] = None if point is None else judged(folder, [point], judge, kl=True)[0]
             pairs.append({"prompt": prompt, "seed": seed, **found, "curves": curves})
-    return {"budget": plan.budget, "peer_settings": asdict(BEST_PEER), "summary": summary(pairs), "pairs": pairs}
+    return {
+        "budget": plan.budget,
+        "ours": BEST_OURS,
+        "peer": asdict(BEST_PEER),
+        "summary": summary(pairs),
+        "pairs": pairs,
+    }
 
 
 def summary(pairs: list[dict[str, Any]]) -> dict[str, Any]:

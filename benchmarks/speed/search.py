@@ -1,10 +1,10 @@
-"""The peer's best settings, looked for on prompts and a seed that nothing is reported on.
+"""Each side's best settings, looked for on prompts and a seed that nothing is reported on.
 
     python -m benchmarks.speed.search --trl DIR [--out runs/speed/search] [--budget 160] [--names first lr_3e-4]
 
-Every candidate trains on each tuning prompt for the same CPU time; so do our own defaults, for comparison. A score is
-the evaluated reward near the end: the mean of the last three evaluations. What is done is not done again, so that the
-search can be stopped, gone on with and made longer. `search.json` in `--out` says what was tried and found.
+Every candidate trains on each tuning prompt for the same CPU time. A score is the evaluated reward near the end: the
+mean of the last three evaluations. What is done is not done again, so that the search can be stopped, gone on with and
+made longer. `search.json` in `--out` says what was tried and found.
 """
 
 import argparse
@@ -25,33 +25,44 @@ from benchmarks.speed.same_reward import evaluation
 RESULT = "search.json"
 PROMPTS = ("a cow on the moon", "a purple bear")
 SEED = 100
-OURS = "ours"
 EVALUATIONS, LAST = 8, 3
 FIRST = PeerSettings(seed=SEED)
-CANDIDATES: dict[str, PeerSettings] = {
+FAST = replace(FIRST, learning_rate=3e-3)
+PEER: dict[str, PeerSettings] = {
     "first": FIRST,
     "lr_3e-4": replace(FIRST, learning_rate=3e-4),
-    "lr_3e-3": replace(FIRST, learning_rate=3e-3),
-    "clip_1e-4": replace(FIRST, clip_range=1e-4),
-    "clip_1e-2": replace(FIRST, clip_range=1e-2),
-    "fraction_0.5": replace(FIRST, fraction=0.5),
-    "own_adapters": replace(FIRST, adapters="attention", rank=4, learning_rate=3e-3),
-    "six_updates": replace(FIRST, train_batch=8),
-    "two_passes": replace(FIRST, inner_epochs=2),
-    "pictures_32": replace(FIRST, pictures=32, sample_batch=32),
-    "tracking": replace(FIRST, tracking=96),
-    "steps_20": replace(FIRST, steps=20),
-    "steps_5": replace(FIRST, steps=5),
+    "lr_3e-3": FAST,
+    "lr_1e-2": replace(FIRST, learning_rate=1e-2),
+    "fraction_0.5": replace(FAST, fraction=0.5),
+    "clip_1e-2": replace(FAST, clip_range=1e-2),
+    "steps_5": replace(FAST, steps=5),
+    "own_adapters": replace(FAST, adapters="attention", rank=4),
+    "two_passes": replace(FAST, inner_epochs=2),
+    "six_updates": replace(FAST, train_batch=8),
+    "pictures_32": replace(FAST, pictures=32, sample_batch=32),
+    "tracking": replace(FAST, tracking=96),
+    "clip_1e-4": replace(FAST, clip_range=1e-4),
+    "steps_20": replace(FAST, steps=20),
 }
-"""By name. `first` is what suits our own trainings of this model, as far as the peer has the same settings."""
+"""The peer's, by name. `first` is our own defaults, as far as the peer has the same settings; the rest was tried with
+the learning rate that was found with them."""
+OURS: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "ours_lr_3e-3": {"learning_rate": 3e-3},
+    "ours_lr_3e-3_fraction_1": {"learning_rate": 3e-3, "timestep_fraction": 1.0},
+    "ours_lr_3e-3_uniform": {"learning_rate": 3e-3, "step_weights": "uniform"},
+    "ours_lr_3e-3_steps_5": {"learning_rate": 3e-3, "steps": 5},
+}
+"""Our own, by name: what differs from the defaults of DPOK."""
 
 
 def train(name: str, prompt: str, directory: str, budget: float, folder: Path) -> None:
-    """Train a candidate, or by our defaults, unless that is done."""
-    if name == OURS:
-        train_ours(DPOKConfig(prompts=(prompt,), seed=SEED, device="cpu"), budget, EVALUATIONS, folder)
+    """Train a candidate, unless that is done."""
+    if name in OURS:
+        config = DPOKConfig(prompts=(prompt,), seed=SEED, device="cpu", **OURS[name])
+        train_ours(config, budget, EVALUATIONS, folder)
     else:
-        train_peer(directory, replace(CANDIDATES[name], prompt=prompt), budget, EVALUATIONS, folder)
+        train_peer(directory, replace(PEER[name], prompt=prompt), budget, EVALUATIONS, folder)
 
 
 def score(folder: Path, prompt: str) -> float:
@@ -64,11 +75,11 @@ def score(folder: Path, prompt: str) -> float:
 def collect(out: Path) -> dict[str, Any]:
     """Write and return what was tried so far: settings and score on each prompt, best first."""
     found: dict[str, Any] = {}
-    for name in (OURS, *CANDIDATES):
+    for name in (*OURS, *PEER):
         folders = {prompt: out / name / prompt for prompt in PROMPTS}
         if all(seconds(folder) for folder in folders.values()):
             scores = {prompt: round(score(folder, prompt), 4) for prompt, folder in folders.items()}
-            settings = asdict(CANDIDATES[name]) if name in CANDIDATES else "defaults of DPOKConfig"
+            settings = asdict(PEER[name]) if name in PEER else OURS[name]
             found[name] = {"mean": float(np.mean(list(scores.values()))), "scores": scores, "settings": settings}
     found = dict(sorted(found.items(), key=lambda item: -item[1]["mean"]))
     (out / RESULT).write_text(json.dumps(found, indent=1) + "\n")
@@ -81,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--trl", type=Path, required=True, help=f"where TRL is: {INSTALL}")
     parser.add_argument("--out", type=Path, default=Path("runs/speed/search"))
     parser.add_argument("--budget", type=float, default=160.0, help="CPU seconds a training")
-    parser.add_argument("--names", nargs="+", choices=[OURS, *CANDIDATES], default=[OURS, *CANDIDATES])
+    parser.add_argument("--names", nargs="+", choices=[*OURS, *PEER], default=[*OURS, *PEER])
     given = parser.parse_args(arguments)
     for name in given.names:
         for prompt in PROMPTS:

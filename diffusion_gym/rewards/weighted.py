@@ -1,7 +1,7 @@
 """One or several rewards as a weighted sum, with every term reported."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
@@ -53,6 +53,10 @@ class WeightedReward:
         for term in self.terms:
             total += term.weight * terms[term.name]
         return Scores(total=total, terms=terms)
+
+    def changed(self, change: Callable[[Reward], Reward]) -> "WeightedReward":
+        """The same sum of changed rewards, with their names and weights."""
+        return WeightedReward([replace(term, reward=change(term.reward)) for term in self.terms])
 
     def __repr__(self) -> str:
         return "WeightedReward(" + " + ".join(f"{term.weight:g} * {term.name}" for term in self.terms) + ")"

@@ -22,12 +22,13 @@ from agents.run_directory import RunError
 from agents.training import Training
 from diffusion_gym.rewards import RewardError, serve
 
-SECONDS = ("seconds", "rollout_seconds", "pictures_per_second")
+CLOCKED = ("seconds", "pictures_per_second")
+"""What the names of measured times begin with."""
 
 
 def curves(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Records without what a clock measured."""
-    return [{name: value for name, value in record.items() if name not in SECONDS} for record in history]
+    return [{name: value for name, value in record.items() if not name.startswith(CLOCKED)} for record in history]
 
 
 def assert_equal_runs(one: Path, other: Path) -> None:

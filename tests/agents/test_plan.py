@@ -10,10 +10,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from agents.build import make_actor
 from agents.config import DDPOConfig, DPOKConfig, SFTConfig, TrainConfig
 from agents.plan import plan_training, show_plan
 from agents.simulate import SimulatedUNet, decoder_cost
-from agents.training import Training, make_actor
+from agents.training import Training
 from benchmarks.random_model import save_random_model, save_random_sdxl
 from diffusion_gym.pipelines import load_pipeline, read_model_files
 
