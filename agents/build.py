@@ -74,6 +74,7 @@ def make_algorithm(
         reward_weight=config.reward_weight,
         normalise=config.normalise,
         kl_weight=config.kl_weight,
+        kl_fraction=config.kl_fraction,
         kl_form=config.kl_form,
         ratio_form=config.ratio_form,
         critic=critic,

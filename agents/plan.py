@@ -180,8 +180,9 @@ def _transitions(config: TrainConfig) -> tuple[int, int]:
     if isinstance(config, PolicyGradientConfig):
         steps = max(1, round(config.timestep_fraction * steps))
     count = config.pictures * steps * getattr(config, "rollouts", 1)
-    has_reference = isinstance(config, DPOKConfig) and config.kl_weight > 0
-    return count * config.passes, config.pictures * steps if has_reference else 0
+    if not isinstance(config, DPOKConfig) or config.kl_weight == 0:
+        return count * config.passes, 0
+    return count * config.passes, round(config.kl_fraction * config.pictures * steps)
 
 
 def _size(count: float) -> str:

@@ -1,8 +1,8 @@
 """How far is the ratio from 1 before any update, in micro-batches of another size than the rollout's?
 
-    python -m benchmarks.ratio_deviation [--model DIR] [--steps 20] [--pictures 32]
+    python -m benchmarks.ratio_deviation [--model DIR] [--steps 50] [--pictures 8]
 
-For the UNet in float32 and bfloat16 and micro-batches of several sizes, prints the largest |ratio - 1| under mean
+For the UNet in float32, bfloat16 and float16 and micro-batches of several sizes, prints the largest |ratio - 1| under mean
 reduction, and the same in the rollout's own geometry (one denoising step of all pictures at once), as JSON. The policy
 is the pretrained model with adapters moved off zero, so that they take part.
 """
@@ -24,6 +24,7 @@ from agents.common.venv import BatchedVenv
 from diffusion_gym.envs.vector import TextToImageVectorEnv
 
 SIZES = (1, 2, 3, 8, 32, 64)
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def deviation(rollout: Rollout, parts: list[Index]) -> float:
@@ -73,12 +74,12 @@ def main() -> None:
     """Print the measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="emoji")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--pictures", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--pictures", type=int, default=8)
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     settings = {"steps": given.steps, "pictures": given.pictures, "device": given.device}
-    result = {dtype: measure(given.model, dtype=dtype, **settings) for dtype in ("float32", "bfloat16")}
+    result = {dtype: measure(given.model, dtype=dtype, **settings) for dtype in DTYPES}
     print(json.dumps({"model": given.model, **settings, **result}, indent=2))
 
 

@@ -7,6 +7,7 @@ from time import time
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from tianshou.algorithm.algorithm_base import OnPolicyAlgorithm, TrainingStats
 from tianshou.algorithm.optim import OptimizerFactory
@@ -34,6 +35,7 @@ class DenoisingStats(TrainingStats):
         ratio_deviation: largest |ratio - 1| before the first optimizer step. Anything above 1e-6 (mean reduction,
             float32) on new transitions means that rollout and update do not agree.
         clip_fraction: share of transitions whose ratio left the clip range.
+        skipped_fraction: share of transitions that contribute nothing (their advantage is 0) and were left out.
         kl: KL to the pretrained model in nats a picture, summed over its steps (DPOK's bound); None where the algorithm
             has no reference.
         value_loss: mean squared error of the value function; None without one.
@@ -44,6 +46,7 @@ class DenoisingStats(TrainingStats):
     gradient_steps: int = 0
     ratio_deviation: float | None = None
     clip_fraction: float | None = None
+    skipped_fraction: float | None = None
     kl: float | None = None
     value_loss: float | None = None
 
@@ -201,11 +204,15 @@ class PolicyGradient(DenoisingAlgorithm):
         ratios: list[Tensor] = []
         kls: list[Tensor] = []
         first: list[Tensor] = []
+        skipped = 0
         for _ in range(repeat):
             for minibatch in chunks(rows[np.random.permutation(len(rows))], batch_size):  # noqa: NPY002
                 accumulator = Accumulator(optimizer, max_grad_norm=self.max_grad_norm, scaler=self.scaler)
                 total = torch.zeros((), device=self.policy.actor.kernel.device)
-                for micro in chunks(minibatch, self.micro_batch_size):
+                useful = minibatch[self._contributes(minibatch, advantage_I[minibatch])]
+                skipped += len(minibatch) - len(useful)
+                # With nothing to learn from the gradient is 0, which the optimizer's momentum must see.
+                for micro in chunks(useful if len(useful) else minibatch[:1], self.micro_batch_size):
                     terms = self._terms(batch, batch.gather(micro), advantage_I[micro])
                     loss = terms.loss_B.sum() / len(minibatch)
                     accumulator.add(loss)
@@ -224,8 +231,13 @@ class PolicyGradient(DenoisingAlgorithm):
             gradient_steps=len(norms),
             ratio_deviation=float((torch.cat(first) - 1.0).abs().max()),
             clip_fraction=float(((ratio - 1.0).abs() > self.clip_range).float().mean()),
+            skipped_fraction=skipped / (repeat * len(rows)),
             kl=float(torch.cat(kls).mean()) * batch.num_steps if kls else None,
         )
+
+    def _contributes(self, rows: Index, advantage_B: Floats) -> npt.NDArray[np.bool_]:
+        """Which transitions have a gradient that is not 0 for certain, (B,)."""
+        return advantage_B != 0
 
     @abstractmethod
     def _prepare(self, rollout: Rollout, rows: Index) -> Any:

@@ -66,6 +66,8 @@ class DPOKConfig(PolicyGradientConfig):
     """Divide advantages by the deviation of their prompt's rewards; without, the reward's own scale counts."""
     kl_weight: float = 0.02
     """Raise it when pictures degrade while the reward rises; lower it when the reward does not rise."""
+    kl_fraction: float = 1.0
+    """Share of the transitions on which the KL is taken; 0.5 saves half of the pretrained model's calls."""
     kl_form: Literal["exact", "unweighted"] = "exact"
     """"unweighted" is the released code's difference of noise predictions."""
     ratio_form: Literal["ppo", "clamped"] = "ppo"
@@ -82,6 +84,8 @@ class DPOKConfig(PolicyGradientConfig):
             raise ValueError(f"--reward-weight must be greater than 0, got {self.reward_weight}")
         if self.kl_weight < 0:
             raise ValueError(f"--kl-weight must be 0 or more, got {self.kl_weight}")
+        if not 0 < self.kl_fraction <= 1:
+            raise ValueError(f"--kl-fraction must be in (0, 1], got {self.kl_fraction}")
         if self.rollouts < 1:
             raise ValueError(f"--rollouts must be 1 or more, got {self.rollouts}")
         if self.kl_weight == 0 and self.kl_form != "exact":

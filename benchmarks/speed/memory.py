@@ -32,10 +32,9 @@ def rise(config: PolicyGradientConfig) -> dict[str, Any]:
 
 
 def measure(plan: Plan) -> dict[str, Any]:
-    """The rise for the least and the most pictures."""
+    """The rise for the least and the most pictures, with steps enough to fill the update's micro-batches either way."""
     few, many = (
-        alone(rise, settings(plan, pictures=pictures, steps=plan.scaling_steps))
-        for pictures in (plan.many_pictures[0], plan.many_pictures[-1])
+        alone(rise, settings(plan, pictures=pictures)) for pictures in (plan.many_pictures[0], plan.many_pictures[-1])
     )
     return compare(few, many)
 
