@@ -1,6 +1,7 @@
 """Settings of each agent: one dataclass an agent."""
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, ClassVar, Literal
 
 from agents.config.training import TrainConfig
@@ -31,7 +32,7 @@ class PolicyGradientConfig(TrainConfig):
     def minibatch(self) -> int | None:
         """As `TrainConfig.minibatch`."""
         steps = max(1, round(self.timestep_fraction * self.steps))
-        return self.batch_size or max(1, self.pictures * steps // 3)
+        return self.batch_size or ceil(self.pictures * steps / 3)
 
 
 @dataclass(kw_only=True)
@@ -131,7 +132,7 @@ class SFTConfig(TrainConfig):
 
     def minibatch(self) -> int | None:
         """As `TrainConfig.minibatch`."""
-        return self.batch_size or max(1, self.pictures // 2)
+        return self.batch_size or ceil(self.pictures / 2)
 
 
 @dataclass(kw_only=True)

@@ -1,6 +1,7 @@
 """Settings that all agents share."""
 
 from dataclasses import asdict, dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -119,7 +120,7 @@ class TrainConfig:
 
     def minibatch(self) -> int | None:
         """Transitions (pictures for supervised agents) an optimizer step; None for all of them."""
-        return self.batch_size or max(1, self.pictures * self.steps // 2)
+        return self.batch_size or ceil(self.pictures * self.steps / 2)
 
     def reward_spec(self) -> str | dict[str, float]:
         """The reward as `make_reward` takes it.

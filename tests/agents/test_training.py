@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 
 from agents import cli, run_directory
 from agents.common import checkpoint
 from agents.common.lora import add_lora, load_lora, save_lora
+from agents.common.rollout import chunks
 from agents.common.sampling import sample_pictures
 from agents.config import (
     AGENTS,
@@ -307,3 +309,13 @@ def test_configurations_survive_json(agent: str) -> None:
     config = AGENTS[agent](prompts=("a", "b"), seed=3)
     values = json.loads(json.dumps(config.to_json()))
     assert run_directory.config_from_json(values, out=config.out) == config
+
+
+@pytest.mark.parametrize("pictures", [1, 2, 5, 48, 64, 100])
+def test_default_minibatches_leave_no_stub(pictures):
+    """A rest of a few transitions would make a whole optimizer step, with the noise of few and the size of any."""
+    for config, parts in ((DPOKConfig(pictures=pictures), 3), (PPOConfig(pictures=pictures), 2)):
+        steps = config.steps // 2 if isinstance(config, DPOKConfig) else config.steps
+        sizes = [len(part) for part in chunks(np.arange(pictures * steps), config.minibatch())]
+        assert len(sizes) == parts
+        assert min(sizes) >= 0.5 * max(sizes)
