@@ -100,7 +100,8 @@ def _read_json(path: Path, advice: str) -> dict[str, Any]:
 def _check_same(config: TrainConfig, begun: TrainConfig, out: Path) -> None:
     """A run may go on for longer than it was begun for; everything else must be as it was."""
     given, saved = config.to_json(), begun.to_json()
-    free = {"iterations", "device", "checkpoint_every", "async_rewards"}
+    free = {"iterations", "device", "checkpoint_every", "async_rewards", "micro_batch_size", "compile"}
+    free |= {"gradient_checkpointing", "attention_slicing", "vae_slicing"}
     different = [name for name in sorted({*given, *saved} - free) if given.get(name) != saved.get(name)]
     if different:
         shown = ", ".join(f"{name} was {saved.get(name)!r}, now {given.get(name)!r}" for name in different)

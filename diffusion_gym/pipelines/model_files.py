@@ -111,7 +111,7 @@ def read_model_files(model: str | os.PathLike[str]) -> ModelFiles:
         source=source,
         family=family,
         index=index,
-        scheduler=_scheduler(family, _read_json(name, directory / "scheduler" / "scheduler_config.json")),
+        scheduler=_scheduler(name, family, _read_json(name, directory / "scheduler" / "scheduler_config.json")),
         unet=unet,
         vae=vae,
         text_encoder=_read_json(name, directory / "text_encoder" / "config.json"),
@@ -156,8 +156,13 @@ def _check_unet(name: str, family: Family, unet: Mapping[str, Any], vae: Mapping
         raise ValueError(f"model {name!r}: its UNet has no sample_size, so its latents have no shape")
 
 
-def _scheduler(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
+def _scheduler(name: str, family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
     """The scheduler's configuration as the family's pipeline uses it."""
+    if config.get("beta_start") is None and config.get("trained_betas") is None:
+        raise ValueError(
+            f"model {name!r}: its {config.get('_class_name', 'scheduler')} has no betas: it was trained under another "
+            "parametrisation of the noise (EDM, flow matching), which has another policy"
+        )
     # Files of schedulers that have no such settings say nothing; the families were trained with these.
     filled = {"set_alpha_to_one": False, "clip_sample": False, "steps_offset": 1, **config}
     if family == "stable_diffusion":

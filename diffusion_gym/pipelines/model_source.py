@@ -13,7 +13,7 @@ _NAMED = {"emoji": "diffusion_gym.emoji:pipeline_path"}
 """Models with a name: "module:function" that returns the directory, so that a world can bring its own."""
 
 _CONFIGURATIONS = ("*.json", "*.txt", "*.model")
-_VARIANTS = ("*.fp16.*", "*.non_ema.*", "*.ema.*", "openvino*", "flax*", "*.msgpack", "*.onnx*")
+_VARIANTS = ("*.fp16.*", "*.non_ema.*", "*.ema.*", "*/openvino*", "*/flax*", "*.msgpack", "*.onnx*")
 """Weights that a repository may hold beside the plain ones."""
 
 
@@ -68,7 +68,8 @@ def find_model(model: str | os.PathLike[str]) -> ModelSource:
     if path.is_dir():
         return ModelSource(str(path.resolve()), path.resolve())
     if path.suffix in (".safetensors", ".ckpt", ".pt", ".bin"):
-        return ModelSource(str(path.resolve()), unpacked(path.resolve()))
+        file = path.absolute()  # not resolved: files of the hub's cache are links to names without a suffix
+        return ModelSource(str(file), unpacked(file))
     if path.is_absolute() or text.startswith((".", "~")):
         raise NotFoundHereError(f"model {text!r}: there is no such directory or file")
     repository, revision = hub.split_revision(text)

@@ -23,14 +23,17 @@ def load_part(cls: Any, source: ModelSource, part: str, dtype: torch.dtype) -> A
     """
     directory = source.part(part)
     what = f"model {source.name!r}: cannot load its {part} from {directory}"
-    if not any(path.suffix in (".safetensors", ".bin") for path in _files(directory)):
+    weights = [path.name for path in _files(directory) if path.suffix in (".safetensors", ".bin")]
+    if not weights:
         advice = "" if source.repository is None else f"; try: hf download {source.repository} --include '{part}/*'"
         raise NotFoundHereError(
             f"{what}: there are no weights, neither .safetensors nor .bin, beside its config.json{advice}"
         )
     try:
         with quiet():
-            module, info = cls.from_pretrained(directory, torch_dtype=dtype, output_loading_info=True)
+            # Copies that hold half-precision files alone are common.
+            variant = "fp16" if all(".fp16." in file for file in weights) else None
+            module, info = cls.from_pretrained(directory, torch_dtype=dtype, variant=variant, output_loading_info=True)
     except Exception as error:  # safetensors, pickle, torch, diffusers and transformers each raise classes of their own
         raise ValueError(
             f"{what}: the weights are damaged, not of the architecture in its config.json, or hold more than tensors "

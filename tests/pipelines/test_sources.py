@@ -156,3 +156,28 @@ def test_missing_damaged_foreign_and_dangerous_weights(tmp_path, make_tiny_model
     assert not (tmp_path / "ran").exists()
     torch.save(good, pickled)
     load()  # tensors alone are read from a pickle, too
+
+
+def test_a_link_to_a_single_file_keeps_its_name(tmp_path, checkpoint):
+    pipe, file = checkpoint
+    blob = tmp_path / "blobs" / "c0ffee"
+    blob.parent.mkdir()
+    file.rename(blob)
+    file.symlink_to(blob)
+    assert same_weights(load_pipeline(file, device="cpu").load_unet(), pipe.unet)
+
+
+def test_half_precision_files_alone_are_read(tmp_path, make_tiny_model):
+    model = make_tiny_model(tmp_path / "m")
+    expected = load_pipeline(model, device="cpu").load_unet()
+    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".fp16.safetensors"))
+    assert same_weights(load_pipeline(model, device="cpu").load_unet(), expected)
+
+
+def test_another_parametrisation_of_the_noise_is_refused(tmp_path, make_tiny_model):
+    model = make_tiny_model(tmp_path / "m")
+    path = model / "scheduler" / "scheduler_config.json"
+    path.write_text('{"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_min": 0.002, "sigma_max": 80.0}')
+    with pytest.raises(ValueError, match="EDMDPMSolverMultistepScheduler has no betas"):
+        load_pipeline(model, device="cpu")
