@@ -15,7 +15,8 @@ def train(config: TrainConfig) -> Any:
     Raises:
         ValueError, RunError, OSError: before any work, if the run cannot begin; OSError also when the disk fills up;
             RunError also when the reward fails for good, with every finished iteration saved.
-        KeyboardInterrupt: Ctrl-C; every finished iteration is saved.
+        KeyboardInterrupt: Ctrl-C; every finished iteration is saved, but for those since the last checkpoint if it came
+            in the middle of an update.
     """
     config.check()
     run_directory.check(config)
@@ -55,6 +56,8 @@ def train(config: TrainConfig) -> Any:
         ) from error
     except KeyboardInterrupt:
         line.close()
+        if training.between_updates:
+            training.save()
         say(f"stopped; go on with the same command and --resume (checkpoint in {config.out})")
         raise
     finally:

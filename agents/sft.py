@@ -151,16 +151,22 @@ class RewardWeightedSFT(DenoisingAlgorithm):
             )
         if self.regulariser == "kl-d":
             weight_P = weight_P + self.regulariser_weight
-        losses, norms = [], []
+        losses: list[float] = []
+        norms: list[float] = []
         for _ in range(repeat):
             for minibatch in chunks(np.random.permutation(len(weight_P)), batch_size):  # noqa: NPY002
                 norm, loss = self._step(minibatch, weight_P)
-                norms.append(norm)
+                norms += [] if norm is None else [norm]
                 losses.append(loss)
-        return DenoisingStats(loss=float(np.mean(losses)), grad_norm=float(np.mean(norms)), gradient_steps=len(norms))
+        return DenoisingStats(
+            loss=float(np.mean(losses)),
+            grad_norm=float(np.mean(norms)) if norms else 0.0,
+            gradient_steps=len(norms),
+            overflowed_steps=len(losses) - len(norms),
+        )
 
-    def _step(self, minibatch: Index, weight_P: Floats) -> tuple[float, float]:
-        """One optimizer step; returns the gradient's norm and the loss."""
+    def _step(self, minibatch: Index, weight_P: Floats) -> tuple[float | None, float]:
+        """One optimizer step; returns the gradient's norm, None if it overflowed, and the loss."""
         assert self._latent_PCHW is not None
         x0_BCHW = self._latent_PCHW[torch.from_numpy(minibatch)]
         prompts = [self._prompts[i] for i in minibatch]

@@ -94,6 +94,8 @@ class Training:
         self.collector: Collector[Any] = Collector(self.policy, venv, self.buffer)
         self.iteration = 0
         self.resumed_at = 0
+        self.between_updates = True
+        """False while parameters change: what could be saved then is neither this iteration nor the one before."""
         self.history: list[Record] = []
 
     def iterate(self) -> Record:
@@ -105,20 +107,24 @@ class Training:
         start = time.perf_counter()
         self.timer.take()
         self.episodes = []
+        self.between_updates = True
         with policy_within_training_step(self.policy):
             if getattr(self.algorithm, "wants_pictures", True):
                 with self.timer.phase("sample"):
                     self._collect()
+                self.between_updates = False
                 with self.timer.phase("update"):
                     stats = self.algorithm.update(self.buffer, self.config.minibatch(), self.config.passes)
                 self.buffer.reset(keep_statistics=True)
             else:
                 assert isinstance(self.algorithm, RewardWeightedSFT)
+                self.between_updates = False
                 with self.timer.phase("update"):
                     stats = self.algorithm.learn(self.config.minibatch(), self.config.passes)
         self.iteration += 1
         record = self._record(stats, time.perf_counter() - start)
         self.history.append(record)
+        self.between_updates = True
         return record
 
     def state(self) -> dict[str, Any]:
@@ -212,7 +218,7 @@ class Training:
         random, cursors = random_state(), self.buffer.cursors()
         try:
             self._sample()
-        except RewardError:
+        except (RewardError, KeyboardInterrupt):
             self.episodes = []
             self.buffer.rewind(cursors)
             set_random_state(random)

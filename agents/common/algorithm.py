@@ -32,6 +32,7 @@ class DenoisingStats(TrainingStats):
         loss: mean over the optimizer steps.
         grad_norm: mean L2 norm before clipping.
         gradient_steps: optimizer steps on the policy.
+        overflowed_steps: steps left out because a float16 gradient overflowed; a few at the start are normal.
         ratio_deviation: largest |ratio - 1| before the first optimizer step. Anything above 1e-6 (mean reduction,
             float32) on new transitions means that rollout and update do not agree.
         clip_fraction: share of transitions whose ratio left the clip range.
@@ -44,6 +45,7 @@ class DenoisingStats(TrainingStats):
     loss: float = 0.0
     grad_norm: float = 0.0
     gradient_steps: int = 0
+    overflowed_steps: int = 0
     ratio_deviation: float | None = None
     clip_fraction: float | None = None
     skipped_fraction: float | None = None
@@ -204,7 +206,7 @@ class PolicyGradient(DenoisingAlgorithm):
         ratios: list[Tensor] = []
         kls: list[Tensor] = []
         first: list[Tensor] = []
-        skipped = 0
+        skipped = overflowed = 0
         for _ in range(repeat):
             for minibatch in chunks(rows[np.random.permutation(len(rows))], batch_size):  # noqa: NPY002
                 accumulator = Accumulator(optimizer, max_grad_norm=self.max_grad_norm, scaler=self.scaler)
@@ -222,13 +224,18 @@ class PolicyGradient(DenoisingAlgorithm):
                         kls.append(terms.kl_B)
                     if not norms:
                         first.append(terms.ratio_B)
-                norms.append(accumulator.step())
+                norm = accumulator.step()
+                if norm is None:
+                    overflowed += 1
+                else:
+                    norms.append(norm)
                 losses.append(total)
         ratio = torch.cat(ratios)
         return DenoisingStats(
             loss=float(torch.stack(losses).mean()),
-            grad_norm=float(np.mean(norms)),
+            grad_norm=float(np.mean(norms)) if norms else 0.0,
             gradient_steps=len(norms),
+            overflowed_steps=overflowed,
             ratio_deviation=float((torch.cat(first) - 1.0).abs().max()),
             clip_fraction=float(((ratio - 1.0).abs() > self.clip_range).float().mean()),
             skipped_fraction=skipped / (repeat * len(rows)),

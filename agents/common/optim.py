@@ -57,7 +57,7 @@ def loss_scaler(dtype: torch.dtype, device: torch.device) -> torch.amp.GradScale
     """
     if dtype != torch.float16:
         return None
-    return torch.amp.GradScaler(device.type, init_scale=2.0**20, growth_interval=200)
+    return torch.amp.GradScaler(device.type, init_scale=2.0**16, growth_interval=200)
 
 
 class Accumulator:
@@ -86,10 +86,10 @@ class Accumulator:
         if loss.requires_grad:
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
-    def step(self) -> float:
+    def step(self) -> float | None:
         """Clip, step, and return the gradient's norm before clipping.
 
-        A scaled gradient that overflowed makes no step, and 0 is returned; the next is scaled by half as much.
+        A scaled gradient that overflowed makes no step, and None is returned; the next is scaled by half as much.
 
         Raises:
             FloatingPointError: the gradient is not finite; nothing was changed.
@@ -103,7 +103,7 @@ class Accumulator:
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
-            return norm if math.isfinite(norm) else 0.0
+            return norm if math.isfinite(norm) else None
         if not math.isfinite(norm):
             raise FloatingPointError(
                 f"the gradient has norm {norm}: lower the learning rate or the reward weight, or look for extreme "

@@ -95,6 +95,16 @@ class TrainConfig:
         for name in ("steps", "iterations", "pictures", "passes", "micro_batch_size", "lora_rank", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(self, name)}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"--batch-size must be 1 or more, got {self.batch_size}")
+        if self.seed < 0:
+            raise ValueError(f"--seed must be 0 or more, got {self.seed}")
+        if self.guidance_scale is not None and not self.guidance_scale >= 1:
+            raise ValueError(f"--guidance-scale must be 1 (no guidance) or more, got {self.guidance_scale}")
+        if self.eta is not None and not 0 < self.eta <= 1:
+            raise ValueError(f"--eta must be greater than 0 and at most 1, got {self.eta}")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(f"--max-grad-norm must be greater than 0, got {self.max_grad_norm}")
         if not self.learning_rate > 0:
             raise ValueError(f"--learning-rate must be greater than 0, got {self.learning_rate}")
         if self.slots is not None and (self.slots < 1 or self.pictures % self.slots):
