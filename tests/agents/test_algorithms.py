@@ -6,28 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from recorder import recorder
 
 from agents.common.advantages import PerPromptStatistics
 from agents.common.critic import LatentCritic
-from agents.common.optim import TrainableOptimizerFactory, adamw
+from agents.common.optim import adamw
 from agents.common.rollout import Rollout, chunks
 from agents.ddpo import DDPO
 from agents.dpok import DPOK, PUBLISHED
 
 MakeWorld = Callable[..., Any]
-
-
-class Recorder(torch.optim.SGD):
-    """Keeps the gradient it is given and changes nothing."""
-
-    def step(self, closure: Any = None) -> None:
-        self.steps = getattr(self, "steps", 0) + 1
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        self.gradient = torch.cat([p.grad.double().flatten() for p in parameters])
-
-
-def recorder() -> TrainableOptimizerFactory:
-    return TrainableOptimizerFactory(Recorder, lr=1.0)
 
 
 def gradient(w: Any, algorithm: Any, **settings: Any) -> torch.Tensor:

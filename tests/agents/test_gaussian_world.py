@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from recorder import recorder
 from tianshou.data import Batch
 from tianshou.utils.torch_utils import policy_within_training_step
 from torch import Tensor, nn
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 from agents.common.actor import DenoisingActor
 from agents.common.buffer import LatentReplayBuffer
 from agents.common.critic import LatentCritic
-from agents.common.optim import TrainableOptimizerFactory
 from agents.common.policy import DenoisingPolicy
 from agents.ddpo import DDPO
 from agents.dpok import DPOK
@@ -48,16 +48,6 @@ def predict_noise(latent: Tensor, timestep: Tensor, shift: Tensor) -> Tensor:
     abar = ALPHA_BAR[timestep].to(latent.dtype).view(-1, 1, 1, 1)
     centred = latent - abar.sqrt() * (MEAN + shift)
     return centred * (1 - abar).sqrt() / (abar * SPREAD**2 + 1 - abar)
-
-
-class Recorder(torch.optim.SGD):
-    def step(self, closure: Any = None) -> None:
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        self.gradient = torch.cat([p.grad.double().flatten() for p in parameters])
-
-
-def recorder() -> TrainableOptimizerFactory:
-    return TrainableOptimizerFactory(Recorder, lr=1.0)
 
 
 def reward(x0: Tensor) -> Tensor:

@@ -6,23 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from recorder import recorder
 
-from agents.common.optim import TrainableOptimizerFactory
 from agents.ddpo import DDPO
 from agents.dpok import DPOK
 
 
-class Recorder(torch.optim.SGD):
-    """Keeps the gradient it is given and changes nothing."""
-
-    def step(self, closure: Any = None) -> None:
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        self.gradient = torch.cat([p.grad.double().flatten() for p in parameters])
-
-
 def make(kind: Any, w: Any, **settings: Any) -> Any:
-    optim = TrainableOptimizerFactory(Recorder, lr=1.0)
-    return kind(policy=w.policy, optim=optim, max_grad_norm=None, **settings)
+    return kind(policy=w.policy, optim=recorder(), max_grad_norm=None, **settings)
 
 
 def gradient(w: Any, algorithm: Any, seed: int = 0) -> torch.Tensor:
@@ -128,3 +119,11 @@ def test_the_reference_is_asked_about_that_part_alone(world: Callable[..., Any])
 def test_a_fraction_out_of_range_is_named(world: Callable[..., Any], fraction: float) -> None:
     with pytest.raises(ValueError, match="kl_fraction"):
         make(DPOK, world(), kl_fraction=fraction)
+
+
+def test_micro_batches_without_a_compared_transition_change_nothing(world: Callable[..., Any]) -> None:
+    w = world(perturb=0.05)
+    w.collect()
+    settings = {"kl_weight": 1.0, "kl_fraction": 0.25}
+    whole, single = (gradient(w, make(DPOK, w, **settings, micro_batch_size=size)) for size in (12, 1))
+    assert (whole - single).norm() < 1e-4 * whole.norm()

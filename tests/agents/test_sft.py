@@ -6,17 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from recorder import recorder
 
-from agents.common.optim import TrainableOptimizerFactory, adamw
+from agents.common.optim import adamw
 from agents.sft import RewardWeightedSFT
 
 MakeWorld = Callable[..., Any]
-
-
-class Recorder(torch.optim.SGD):
-    def step(self, closure: Any = None) -> None:
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        self.gradient = torch.cat([p.grad.double().flatten() for p in parameters])
 
 
 def gradient(w: Any, **settings: Any) -> torch.Tensor:
@@ -24,7 +19,7 @@ def gradient(w: Any, **settings: Any) -> torch.Tensor:
     algorithm = RewardWeightedSFT(
         policy=w.policy,
         pipeline=w.env.pipeline,
-        optim=TrainableOptimizerFactory(Recorder, lr=1.0),
+        optim=recorder(),
         max_grad_norm=None,
         **settings,
     )
