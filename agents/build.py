@@ -18,8 +18,15 @@ from agents.stock import make_stock
 from diffusion_gym.pipelines import Pipeline
 
 
-def make_actor(config: TrainConfig, pipeline: Pipeline, kernel: Any) -> DenoisingActor:
-    """The actor of a configuration, untrained: adapters that change nothing yet, or the whole UNet unfrozen."""
+def make_actor(config: TrainConfig, pipeline: Pipeline, kernel: Any, *, training: bool = True) -> DenoisingActor:
+    """The actor of a configuration, untrained: adapters that change nothing yet, or the whole UNet unfrozen.
+
+    Args:
+        config: settings.
+        pipeline: of the model.
+        kernel: the sampler's.
+        training: as it is trained; False for as it is used, where the two differ.
+    """
     unet: Any = pipeline.load_unet()
     if config.full:
         unet.requires_grad_(True)
@@ -31,7 +38,13 @@ def make_actor(config: TrainConfig, pipeline: Pipeline, kernel: Any) -> Denoisin
         unet.set_attention_slice("auto")
     if config.compile:
         unet.compile()
-    return DenoisingActor.from_pipeline(pipeline, kernel, unet=unet, guidance_scale=config.guidance_scale)
+    return DenoisingActor.from_pipeline(
+        pipeline,
+        kernel,
+        unet=unet,
+        guidance_scale=config.training_guidance_scale() if training else config.guidance_scale,
+        unconditional_gradient=config.unconditional_gradient,
+    )
 
 
 def make_algorithm(

@@ -26,8 +26,8 @@ from agents.config import (
     EvaluateConfig,
     PPOConfig,
     ReinforceConfig,
+    SampleConfig,
     SFTConfig,
-    prompt_spec,
     source_spec,
 )
 from agents.presets import PRESETS, expand_preset
@@ -110,45 +110,15 @@ class Sample:
 
     run_dir: tyro.conf.Positional[Path]
     """Directory of the run."""
-    prompts: tuple[str, ...] = ()
-    """Prompts; by default those of the training."""
-    pictures: int = 8
-    """Pictures, spread over the prompts."""
-    seed: int = 0
-    """The i-th picture's noise has seed + i; diffusers with a generator of that seed gives the same picture."""
-    steps: int | None = None
-    """Denoising steps; by default those of the training."""
-    base: bool = False
-    """Sample the pretrained model."""
-    out: Path | None = None
-    """Directory of the pictures; by default `samples` in the run's."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1 or mps."""
+    settings: tyro.conf.OmitArgPrefixes[SampleConfig]
 
     def run(self) -> None:
         """Sample."""
-        if self.pictures < 1 or self.seed < 0:
-            raise ValueError("--pictures must be 1 or more and --seed 0 or more")
+        self.settings.check()
         config = run_directory.read_config(self.run_dir)
-        from PIL import Image
+        from agents.sample import sample
 
-        from agents.common.sampling import sample_pictures
-        from agents.evaluation import load_trained
-        from diffusion_gym.prompts import load_prompts
-
-        pipeline, actor, reference, _ = load_trained(config, steps=self.steps, device=self.device)
-        texts = load_prompts(prompt_spec(self.prompts or config.prompts)).texts
-        prompts = [texts[i % len(texts)] for i in range(self.pictures)]
-        seeds = [self.seed + i for i in range(self.pictures)]
-        samples = sample_pictures(
-            actor, pipeline, prompts, seeds, reference=reference if self.base else None, use_reference=self.base
-        )
-        out = self.out or self.run_dir / "samples"
-        out.mkdir(parents=True, exist_ok=True)
-        for image, prompt, seed in zip(samples.images, prompts, seeds, strict=True):
-            path = out / f"{seed}.png"
-            Image.fromarray(image.mul(255).round().byte().permute(1, 2, 0).numpy()).save(path)
-            print(f"{path}  {prompt}")
+        sample(config, self.settings, show=lambda path, prompt: print(f"{path}  {prompt}"))
 
 
 @dataclass(kw_only=True)
@@ -198,6 +168,8 @@ class Serve:
 
     def run(self) -> None:
         """Serve until Ctrl-C."""
+        if not 0 <= self.port < 2**16:
+            raise ValueError(f"--port must be from 0 to {2**16 - 1}, got {self.port}")
         sources = source_spec(self.reward_sources)
         from diffusion_gym.device import parse_device
         from diffusion_gym.rewards import make_reward

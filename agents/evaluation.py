@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +16,43 @@ from agents.common.actor import DenoisingActor
 from agents.common.checkpoint import write_atomically
 from agents.common.reference import Reference
 from agents.common.sampling import sample_pictures
-from agents.config import EvaluateConfig, TrainConfig, prompt_spec, source_spec
+from agents.config import EvaluateConfig, SamplingConfig, TrainConfig, prompt_spec, source_spec
+from agents.memory import advised, sampling_advice
 from agents.run_directory import CHECKPOINT, EVALUATION, PICTURE, SCORES, RunError
+from diffusion_gym.kernels import Kernel
 from diffusion_gym.pipelines import Pipeline, load_pipeline
 from diffusion_gym.prompts import load_prompts
-from diffusion_gym.rewards import make_reward
+from diffusion_gym.rewards import check_reward, make_reward
 
 Interval = dict[str, float]
 Floats = npt.NDArray[np.float64]
 
 _RESAMPLES = 2000
+_AT_ONCE = 32
+"""Pictures sampled together if neither the command nor the run says fewer."""
+_TILE = 256
+"""Pixels a side of a picture in `before_after.png`, at most."""
 
 
-def load_trained(
-    config: TrainConfig, *, steps: int | None = None, device: str | None = None
-) -> tuple[Pipeline, DenoisingActor, Reference, int]:
-    """The actor of a run with its trained parameters, and the pretrained reference.
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A run, read but for the weights of its model.
 
-    Args:
-        config: the run's configuration; `config.out` is its directory.
-        steps: denoising steps; None for those of the training.
-        device: where; None for that of the training.
-
-    Returns:
-        Pipeline, actor, reference, and the iterations the run has made.
-
-    Raises:
-        RunError: the run has no checkpoint, or a damaged one.
+    Attributes:
+        state: its checkpoint.
+        pipeline: its model.
+        kernel: of the steps to sample in.
     """
+
+    state: Mapping[str, Any]
+    pipeline: Pipeline
+    kernel: Kernel
+
+
+def open_run(
+    config: TrainConfig, *, steps: int | None = None, device: str | None = None, vae_slicing: bool = False
+) -> Opened:
+    """What can fail of a run and is cheap to read; for arguments and errors see `load_trained`."""
     path = config.out / CHECKPOINT
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -51,15 +61,50 @@ def load_trained(
     except (RuntimeError, EOFError, OSError) as error:
         raise RunError(f"{path} is damaged ({error})") from error
     pipeline = load_pipeline(config.model, device=device or config.device, dtype=config.dtype)
-    kernel = pipeline.kernel(steps or config.steps, eta=config.eta)
-    actor = make_actor(config, pipeline, kernel)
+    if config.vae_slicing or vae_slicing:
+        pipeline.decode_chunk = 1
+    kernel = pipeline.kernel(config.steps if steps is None else steps, eta=config.eta)
+    return Opened(state=state, pipeline=pipeline, kernel=kernel)
+
+
+def load_actor(config: TrainConfig, opened: Opened) -> tuple[DenoisingActor, Reference]:
+    """The actor with its trained parameters, and the pretrained reference."""
+    actor = make_actor(config, opened.pipeline, opened.kernel, training=False)
     reference = Reference(actor)
     parameters = {name: p for name, p in actor.named_parameters() if p.requires_grad}
-    saved = state["algorithm"]["parameters"]
+    saved = opened.state["algorithm"]["parameters"]
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(saved[f"policy.actor.{name}"])
-    return pipeline, actor, reference, state["iteration"]
+    return actor, reference
+
+
+def load_trained(
+    config: TrainConfig, *, steps: int | None = None, device: str | None = None, vae_slicing: bool = False
+) -> tuple[Pipeline, DenoisingActor, Reference, int]:
+    """The actor of a run with its trained parameters, and the pretrained reference.
+
+    Args:
+        config: the run's configuration; `config.out` is its directory.
+        steps: denoising steps; None for those of the training.
+        device: where; None for that of the training.
+        vae_slicing: decode one picture at a time, as is done anyway if the training did.
+
+    Returns:
+        Pipeline, actor, reference, and the iterations the run has made.
+
+    Raises:
+        RunError: the run has no checkpoint, or a damaged one.
+        ValueError: there is no such device or model, or the number of steps is out of range.
+    """
+    opened = open_run(config, steps=steps, device=device, vae_slicing=vae_slicing)
+    actor, reference = load_actor(config, opened)
+    return opened.pipeline, actor, reference, opened.state["iteration"]
+
+
+def pictures_at_once(config: TrainConfig, settings: SamplingConfig) -> int:
+    """How many pictures are sampled together: what fitted in training fits here."""
+    return settings.batch_size or min(_AT_ONCE, config.num_slots())
 
 
 def evaluate(
@@ -78,20 +123,33 @@ def evaluate(
         show: called with what is being done.
 
     Raises:
-        RunError: the run cannot be evaluated.
+        RunError: the run cannot be evaluated, or memory runs out.
+        ValueError: a prompt, reward or device is not to be had; before anything is loaded.
     """
-    pipeline, actor, reference, iterations = load_trained(config, steps=settings.steps, device=settings.device)
+    settings.check()
+    batch_size = pictures_at_once(config, settings)
+    with advised(sampling_advice(batch_size, vae_slicing=config.vae_slicing or settings.vae_slicing)):
+        return _evaluate(config, settings, batch_size, folder or config.out, show)
+
+
+def _evaluate(
+    config: TrainConfig, settings: EvaluateConfig, batch_size: int, folder: Path, show: Callable[[str], None]
+) -> dict[str, Any]:
     prompt_set = load_prompts(prompt_spec(settings.prompts or config.prompts))
+    for reward, sources in _rewards(config, settings).values():
+        check_reward(reward, sources=sources)
+    opened = open_run(config, steps=settings.steps, device=settings.device, vae_slicing=settings.vae_slicing)
+    pipeline = opened.pipeline
     chosen = choose_prompts(len(prompt_set.texts), settings.pictures, settings.seed)
     prompts = [prompt_set.texts[i] for i in chosen]
     metadata = [prompt_set.metadata[i] for i in chosen]
     seeds = [settings.seed + i for i in range(settings.pictures)]
     judges = make_judges(config, settings, prompts, pipeline.device)
-    folder = folder or config.out
+    actor, reference = load_actor(config, opened)
     pictures: dict[str, Tensor] = {}
     scores: dict[str, Any] = {"prompts": prompts, "seeds": seeds}
     report: dict[str, Any] = {
-        "iterations": iterations,
+        "iterations": opened.state["iteration"],
         "pictures": settings.pictures,
         "seed": settings.seed,
         "steps": actor.kernel.num_steps,
@@ -104,13 +162,13 @@ def evaluate(
             pipeline,
             prompts,
             seeds,
-            batch_size=settings.batch_size,
+            batch_size=batch_size,
             reference=reference,
             use_reference=base,
         )
         pictures[name] = samples.images
         assert samples.kl is not None
-        judged = score(samples.images.to(pipeline.device), prompts, judges, metadata, settings.batch_size)
+        judged = score(samples.images, prompts, judges, metadata, batch_size, pipeline.device)
         found = judged | {"kl": samples.kl.double().numpy()}
         kept = found | {"diversity": distance_to_others(samples.images, prompts)}
         scores[name] = {key: [round(float(value), 5) for value in values] for key, values in kept.items()}
@@ -127,12 +185,10 @@ def make_judges(
     config: TrainConfig, settings: EvaluateConfig, prompts: Sequence[str], device: torch.device
 ) -> dict[str, Any]:
     """The rewards to report: the one trained on, those asked for, and the emoji world's judges where they apply."""
-    options: dict[str, Any] = {"device": device, "dtype": config.reward_dtype}
-    judges: dict[str, Any] = {"reward": make_reward(config.reward_spec(), sources=config.source_spec(), **options)}
-    sources = config.source_spec() | source_spec(settings.reward_sources)
-    for name in settings.rewards:
-        own = {key: place for key, place in sources.items() if name in (key, key.rpartition(".")[0])}
-        judges[name] = make_reward(name, sources=own, **options)
+    judges: dict[str, Any] = {
+        name: make_reward(reward, sources=sources, device=device, dtype=config.reward_dtype)
+        for name, (reward, sources) in _rewards(config, settings).items()
+    }
     if config.model == "emoji":
         from diffusion_gym.emoji.grammar import parse
 
@@ -144,6 +200,16 @@ def make_judges(
             pass  # prompts beyond the grammar have no ground truth to read
         judges["quality"] = make_reward("emoji_quality", device=device)
     return judges
+
+
+def _rewards(config: TrainConfig, settings: EvaluateConfig) -> dict[str, tuple[Any, dict[str, str]]]:
+    """The reward trained on and those asked for, each with its sources."""
+    sources = config.source_spec() | source_spec(settings.reward_sources)
+    found: dict[str, tuple[Any, dict[str, str]]] = {"reward": (config.reward_spec(), config.source_spec())}
+    for name in settings.rewards:
+        own = {key: place for key, place in sources.items() if name in (key, key.rpartition(".")[0])}
+        found[name] = (name, own)
+    return found
 
 
 def choose_prompts(count: int, pictures: int, seed: int) -> list[int]:
@@ -159,23 +225,26 @@ def score(
     judges: dict[str, Any],
     metadata: Sequence[Mapping[str, Any]] | None = None,
     batch_size: int = 32,
+    device: torch.device | None = None,
 ) -> dict[str, Floats]:
     """What each judge gives each picture, (B,); the reader also says in which of them all is right (0 or 1).
 
     Args:
-        images: (B, 3, H, W) float32 in [0, 1], on the device where the rewards saw them in training.
+        images: (B, 3, H, W) float32 in [0, 1].
         prompts: B prompts.
         judges: rewards by name.
         metadata: of the prompts, for the rewards.
         batch_size: pictures at once.
+        device: where the rewards see them; None for where they are.
     """
     metadata = [{} for _ in prompts] if metadata is None else metadata
     parts: list[dict[str, Floats]] = []
     for start in range(0, len(prompts), batch_size):
         part = slice(start, start + batch_size)
         found: dict[str, Floats] = {}
+        shown = images[part].to(device or images.device)
         for name, judge in judges.items():
-            scores = judge(images[part], prompts[part], metadata[part])
+            scores = judge(shown, prompts[part], metadata[part])
             found[name] = scores.total.double().numpy()
             if name == "reader_fraction":
                 found["reader"] = (found[name] == 1).astype(np.float64)
@@ -240,16 +309,28 @@ def _pair_mean(distance: Floats, chosen: npt.NDArray[np.int64]) -> float:
 
 
 def save_before_after(path: Path, pictures: dict[str, Tensor], prompts: Sequence[str], columns: int = 8) -> None:
-    """Two rows of pictures from the same noise: before training above, after it below."""
+    """Two rows of pictures from the same noise: before training above, after it below; large ones scaled down."""
     from PIL import Image
 
     count = min(columns, len(prompts))
-    rows = [torch.cat(list(pictures[name][:count]), dim=2) for name in ("before", "after")]
-    gap = torch.ones(3, 4, rows[0].shape[2])
-    sheet = torch.cat([rows[0], gap, rows[1]], dim=1).mul(255).round().byte().permute(1, 2, 0)
-    scale = max(1, 128 // pictures["before"].shape[-1])
-    image = Image.fromarray(sheet.numpy())
-    image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(path, format="PNG")
+    tiles = [[_tile(image) for image in pictures[name][:count]] for name in ("before", "after")]
+    width, height = tiles[0][0].size
+    gap = max(4, 4 * height // pictures["before"].shape[-2])
+    sheet = Image.new("RGB", (width * count, 2 * height + gap), "white")
+    for row, images in enumerate(tiles):
+        for column, tile in enumerate(images):
+            sheet.paste(tile, (column * width, row * (height + gap)))
+    sheet.save(path, format="PNG")
+
+
+def _tile(image_3HW: Tensor) -> Any:
+    """A picture of at most 256 pixels a side; small ones are enlarged by whole pixels."""
+    from PIL import Image
+
+    image = Image.fromarray(image_3HW.mul(255).round().byte().permute(1, 2, 0).numpy())
+    image.thumbnail((_TILE, _TILE), Image.Resampling.LANCZOS)
+    scale = max(1, 128 // image.width)
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
 
 def print_table(report: dict[str, Any]) -> None:

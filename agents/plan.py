@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
+from agents.common.timer import wait_for
 from agents.config import DPOKConfig, PolicyGradientConfig, SFTConfig, StockConfig, TrainConfig
+from agents.inputs import check_inputs
 from agents.simulate import SimulatedUNet, decoder_cost, text_encoder_parameters
 from diffusion_gym.device import DTYPES, parse_device
 from diffusion_gym.pipelines import read_model_files
@@ -51,7 +53,7 @@ class TrainingPlan:
         trained: parameters that are trained.
         standing: bytes on the device from the first to the last iteration, by what they are for.
         passing: bytes beside those at the peak of each phase.
-        host: bytes of stored trajectories in main memory.
+        host: bytes in main memory, by what they are for.
         flops: floating-point operations of an iteration by phase.
     """
 
@@ -59,7 +61,7 @@ class TrainingPlan:
     trained: int
     standing: Mapping[str, int]
     passing: Mapping[str, int]
-    host: int
+    host: Mapping[str, int]
     flops: Mapping[str, int]
 
     @property
@@ -83,11 +85,12 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
     dtype = DTYPES[config.dtype]
     unet = SimulatedUNet(config, files, dtype)
     size = dtype.itemsize
-    slots = config.slots or config.pictures
+    slots = config.num_slots()
     # The plan is for a GPU unless the CPU is asked for.
     chunk = 1 if config.vae_slicing else decode_chunk(files, torch.device("cpu" if config.device == "cpu" else "cuda"))
     decoder_parameters, decode = decoder_cost(files, dtype, min(chunk, slots))
-    rollout, update, reference = unet.rollout(slots), unet.update(_micro_batch(config)), unet.rollout(1)
+    micro, several = _micro_batch(config)
+    rollout, update, reference = unet.rollout(slots), unet.update(micro, accumulating=several), unet.rollout(1)
     reward = sum(n for name, n in REWARD_PARAMETERS.items() if name in config.reward)
     seen, compared = _transitions(config)
     moments = 2 if config.full else 3  # beside the weights, or with them
@@ -95,27 +98,44 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
         "sample": rollout.flops // slots * config.pictures * config.steps,
         "decode": decode.flops // min(chunk, slots) * config.pictures,
         "reference": reference.flops * compared,
-        "update": update.flops // _micro_batch(config) * seen,
+        "update": update.flops // micro * seen,
     }
     if isinstance(config, SFTConfig):
         flops |= {"update": flops["update"] // (2 if unet.denoiser.is_guided else 1)}
-    latents = 4 * torch.Size(files.latent_shape).numel()
+    latents = 4 * torch.Size(files.latent_shape).numel() * config.pictures * getattr(config, "rollouts", 1)
+    # While pictures are sampled with merged adapters, the weights are kept apart.
+    copies = unet.adapted * size if config.merges_adapters() else 0
     return TrainingPlan(
         parameters=unet.parameters,
         trained=unet.trained,
         standing={
             "model": size * (unet.parameters + text_encoder_parameters(files)) + decoder_parameters,
+            "pretrained UNet": size * unet.parameters if config.full and compared else 0,
             "adapters and optimizer": 4 * moments * unet.trained,
             "reward": round(reward * DTYPES[config.reward_dtype].itemsize),
         },
-        passing={"sample": rollout.memory, "decode": decode.memory, "update": update.memory},
-        host=latents * config.pictures * (config.steps + 1) * getattr(config, "rollouts", 1) + latents * compared,
+        passing={
+            "sample": rollout.memory + copies,
+            "decode": decode.memory + copies,
+            "update": update.memory,
+            "optimizer": 2 * 4 * unet.trained,  # gradients, and AdamW's intermediate results on a GPU
+        },
+        host={
+            "trajectories": latents * (config.steps + 1),
+            "reference outputs": latents * config.steps if isinstance(config, DPOKConfig) and compared else 0,
+        },
         flops={name: value for name, value in flops.items() if value},
     )
 
 
 def show_plan(config: TrainConfig) -> str:
-    """The plan as text, with the time an iteration takes on this machine's device, or on others if it has no GPU."""
+    """The plan as text, with the time an iteration takes on this machine's device, or on others if it has no GPU.
+
+    Raises:
+        ValueError: the device, the prompts, the reward's name or the model's configurations are not to be had.
+    """
+    device = parse_device(config.device)
+    check_inputs(config)
     plan = plan_training(config)
     files = read_model_files(config.model)
     _, height, width = files.image_shape
@@ -130,9 +150,9 @@ def show_plan(config: TrainConfig) -> str:
         f"memory      {_size(plan.memory)} on the device at the peak of the {peak} phase:",
         *(f"              {_size(value):>10}  {name}" for name, value in plan.standing.items() if value),
         *(f"              {_size(value):>10}  {name} phase" for name, value in plan.passing.items()),
-        f"            {_size(plan.cuda_memory)} with what CUDA needs, and {_size(plan.host)} of main memory",
+        f"            {_size(plan.cuda_memory)} with what CUDA needs",
+        "            main memory: " + ", ".join(f"{_size(value)} {name}" for name, value in plan.host.items() if value),
     ]
-    device = parse_device(config.device)
     if device.type == "cuda":
         free = torch.cuda.get_device_properties(device).total_memory
         fits = "fits" if plan.cuda_memory <= free else "does NOT fit: lower --slots and --micro-batch-size"
@@ -155,20 +175,27 @@ def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
     a = torch.randn(size, size, device=device).to(dtype)
     times = []
     for _ in range(4):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         start = time.perf_counter()
         _ = a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         times.append(time.perf_counter() - start)
     return 2 * size**3 / min(times)
 
 
-def _micro_batch(config: TrainConfig) -> int:
-    """Transitions in one call with gradient."""
-    minibatch = config.minibatch() or config.pictures * config.steps
-    return minibatch if isinstance(config, StockConfig) else min(config.micro_batch_size, minibatch)
+def _micro_batch(config: TrainConfig) -> tuple[int, bool]:
+    """Transitions in one call with gradient, and whether an optimizer step has several such calls."""
+    minibatch = config.minibatch() or config.pictures * _steps(config)
+    if isinstance(config, StockConfig):
+        return minibatch, False
+    return min(config.micro_batch_size, minibatch), config.micro_batch_size < minibatch
+
+
+def _steps(config: TrainConfig) -> int:
+    """Steps of a picture that an update learns from."""
+    if isinstance(config, PolicyGradientConfig):
+        return max(1, round(config.timestep_fraction * config.steps))
+    return config.steps
 
 
 def _transitions(config: TrainConfig) -> tuple[int, int]:
@@ -176,13 +203,13 @@ def _transitions(config: TrainConfig) -> tuple[int, int]:
     if isinstance(config, SFTConfig):
         seen = config.pictures * config.passes
         return seen, seen if config.regulariser == "kl-o" else 0
-    steps = config.steps
-    if isinstance(config, PolicyGradientConfig):
-        steps = max(1, round(config.timestep_fraction * steps))
-    count = config.pictures * steps * getattr(config, "rollouts", 1)
+    rollouts = getattr(config, "rollouts", 1)
+    seen = config.pictures * _steps(config) * rollouts * config.passes
     if not isinstance(config, DPOKConfig) or config.kl_weight == 0:
-        return count * config.passes, 0
-    return count * config.passes, round(config.kl_fraction * config.pictures * steps)
+        return seen, 0
+    # Each update draws a share of every picture it has, and asks only about what no update drew before.
+    share = config.kl_fraction * _steps(config) / config.steps
+    return seen, round(config.pictures * config.steps * (1 - (1 - share) ** rollouts))
 
 
 def _size(count: float) -> str:

@@ -37,9 +37,11 @@ def quickstart(*, out: Path, seed: int, iterations: int, pictures: int, show: Ca
 
     Raises:
         RunError: `out` holds another run.
+        ValueError: a number is out of range; before any work.
     """
     evaluation = EvaluateConfig(pictures=pictures)
     evaluation.check()
+    DPOKConfig(out=out, seed=seed, iterations=iterations).check()
     start = time.perf_counter()
     resume = (out / CONFIG).is_file()
     if resume:
@@ -64,7 +66,7 @@ def weakest_prompt(show: Callable[[str], None]) -> str:
     """The prompt of DPOK's four at which the pretrained model is weakest, by the reader, and above `HOPELESS`."""
     config = DPOKConfig()
     pipeline = load_pipeline(config.model, device=config.device)
-    actor = make_actor(config, pipeline, pipeline.kernel(config.steps))
+    actor = make_actor(config, pipeline, pipeline.kernel(config.steps), training=False)
     reader = make_reward("emoji_reader", device=pipeline.device)
     shares: dict[str, float] = {}
     for prompt in load_prompts("emoji/probes").texts:

@@ -2,9 +2,10 @@
 
 import sys
 import time
+from contextlib import nullcontext
 from typing import Any
 
-from agents import profile, run_directory
+from agents import run_directory
 from agents.config import TrainConfig
 from agents.run_directory import RunError
 
@@ -14,45 +15,63 @@ def train(config: TrainConfig) -> Any:
 
     Raises:
         ValueError, RunError, OSError: before any work, if the run cannot begin; OSError also when the disk fills up;
-            RunError also when the reward fails for good, with every finished iteration saved.
-        KeyboardInterrupt: Ctrl-C; every finished iteration is saved, but for those since the last checkpoint if it came
-            in the middle of an update.
+            RunError also when the reward fails for good, with every finished iteration saved, or when memory runs out.
+        KeyboardInterrupt: Ctrl-C.
+
+    Ctrl-C and lack of memory in the middle of an update lose the iterations since the last checkpoint; at any other
+    time every finished iteration is saved.
     """
     config.check()
     run_directory.check(config)
     say("loading the model")
+    from agents.memory import advised, is_out_of_memory, loading_advice, shortened, training_advice
+    from agents.profile import Tracer, table, undisturbed
     from agents.progress import Board, ProgressLine
     from agents.training import Training
     from diffusion_gym.rewards import RewardError
 
-    training = Training(config)
-    training.require_space()
-    if run_directory.prepare(config):
-        training.load()
-        say(f"going on after iteration {training.iteration}")
+    with advised(loading_advice(config)):
+        training = Training(config)
+        training.require_space()
+        if run_directory.prepare(config):
+            training.load()
+            say(f"going on after iteration {training.iteration}")
+    saved = training.iteration
     board = Board(config.out / run_directory.TENSORBOARD, training.iteration)
     line = ProgressLine(config.iterations)
+    tracer = Tracer(training.policy.actor.denoiser, training.timer, config.out) if config.profile else None
     try:
         while training.iteration < config.iterations:
-            if config.profile and training.iteration - training.resumed_at == profile.TRACED - 1:
-                record = profile.traced(training.iterate, config.out)
-            else:
+            watch = tracer is not None and not tracer.done and _is_warm_or_last(training)
+            with tracer.watching(training.iteration + 1) if tracer is not None and watch else nullcontext():
                 record = training.iterate()
             if training.iteration % config.checkpoint_every == 0 or training.iteration == config.iterations:
                 training.save()
+                saved = training.iteration
             board.show(record, training.episodes)
             line.show(record)
         line.close()
         say(f"saved for diffusers in {training.export()}")
-        if config.profile and training.iteration > training.resumed_at:
-            print(profile.table(_untraced(training.history[training.resumed_at :])))
-    except RewardError as error:
+        if tracer is not None and training.iteration > training.resumed_at:
+            print(table(undisturbed(training.history[training.resumed_at :], tracer.iterations)))
+    except (RewardError, RuntimeError, MemoryError) as error:
+        short_of_memory = is_out_of_memory(error)
+        if not short_of_memory and not isinstance(error, RewardError):
+            raise
         line.close()
-        training.save()
+        if training.between_updates:
+            training.save()
+            saved = training.iteration
+        now = f"in iteration {training.iteration + 1}"
+        if short_of_memory:
+            phase = "sampling" if training.between_updates else "the update"
+            raise RunError(
+                f"out of memory {now}, in {phase}: {training_advice(config)}; {saved} finished iterations are saved in "
+                f"{config.out} ({shortened(error)})"
+            ) from error
         cause = " ".join(str(error).split())
         raise RunError(
-            f"stopped in iteration {training.iteration + 1}: {cause}; go on with the same command and --resume (all "
-            f"before is saved in {config.out})"
+            f"stopped {now}: {cause}; go on with the same command and --resume (all before is saved in {config.out})"
         ) from error
     except KeyboardInterrupt:
         line.close()
@@ -61,14 +80,16 @@ def train(config: TrainConfig) -> Any:
         say(f"stopped; go on with the same command and --resume (checkpoint in {config.out})")
         raise
     finally:
+        if tracer is not None:
+            say(tracer.summary())
         training.close()
         board.close()
     return training
 
 
-def _untraced(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records of iterations that were not slowed down by the trace, if there are any."""
-    return [record for i, record in enumerate(history) if i != profile.TRACED - 1] if len(history) > 2 else history
+def _is_warm_or_last(training: Any) -> bool:
+    """Whether an iteration came before in this process, or none comes after."""
+    return training.iteration > training.resumed_at or training.iteration + 1 == training.config.iterations
 
 
 def say(text: str) -> None:

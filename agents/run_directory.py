@@ -7,7 +7,7 @@ pipeline/                                the whole model, for StableDiffusionPip
 history.jsonl, tensorboard/              curves
 evaluation.json, before_after.png        from `diffusion-gym evaluate`; scores.json has every picture's scores
 report.html                              from `diffusion-gym report`
-trace.json                               from --profile
+trace_sample.json, trace_update.json     a few UNet calls of each, from --profile
 """
 
 import json
@@ -18,7 +18,8 @@ from agents.config import TrainConfig, config_from_json
 
 CONFIG, CHECKPOINT, HISTORY = "config.json", "checkpoint.pt", "history.jsonl"
 EVALUATION, PICTURE, REPORT, SUMMARY = "evaluation.json", "before_after.png", "report.html", "summary.json"
-SCORES, PIPELINE, TENSORBOARD, TRACE = "scores.json", "pipeline", "tensorboard", "trace.json"
+SCORES, PIPELINE, TENSORBOARD = "scores.json", "pipeline", "tensorboard"
+TRACES = {"sample": "trace_sample.json", "update": "trace_update.json"}
 
 
 class RunError(Exception):
@@ -101,7 +102,7 @@ def _check_same(config: TrainConfig, begun: TrainConfig, out: Path) -> None:
     """A run may go on for longer than it was begun for; everything else must be as it was."""
     given, saved = config.to_json(), begun.to_json()
     free = {"iterations", "device", "checkpoint_every", "async_rewards", "micro_batch_size", "compile"}
-    free |= {"gradient_checkpointing", "attention_slicing", "vae_slicing"}
+    free |= {"measure_micro_batch", "gradient_checkpointing", "attention_slicing", "vae_slicing"}
     different = [name for name in sorted({*given, *saved} - free) if given.get(name) != saved.get(name)]
     if different:
         shown = ", ".join(f"{name} was {saved.get(name)!r}, now {given.get(name)!r}" for name in different)

@@ -52,8 +52,14 @@ class PeakMemory(TorchDispatchMode):
         return out
 
     def known(self, tensor: Tensor) -> None:
-        """Count a tensor as there before."""
+        """Leave out a tensor that was there before."""
         self._known.add(tensor.untyped_storage())
+
+    def hold(self, tensor: Tensor) -> None:
+        """Count a tensor that was there before, and stays."""
+        self.known(tensor)
+        self.live += tensor.untyped_storage().nbytes()
+        self.peak = max(self.peak, self.live)
 
     def _count(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -117,10 +123,12 @@ class SimulatedUNet:
     Attributes:
         parameters: of the UNet, without adapters.
         trained: parameters that are trained.
+        adapted: parameters of the weights that have adapters.
     """
 
     def __init__(self, config: TrainConfig, files: ModelFiles, dtype: torch.dtype) -> None:
         from diffusers import UNet2DConditionModel
+        from peft.tuners.lora import LoraLayer
 
         with torch.device("meta"), quiet():
             unet: Any = UNet2DConditionModel.from_config(dict(files.unet)).to(dtype).requires_grad_(config.full)
@@ -132,6 +140,8 @@ class SimulatedUNet:
         if config.attention_slicing:
             unet.set_attention_slice("auto")
         self.trained = sum(p.numel() for p in unet.parameters() if p.requires_grad)
+        layers = [module for module in unet.modules() if isinstance(module, LoraLayer)]
+        self.adapted = sum(layer.get_base_layer().weight.numel() for layer in layers)
         self.latent_shape = files.latent_shape
         width = files.unet["cross_attention_dim"]
         length = int(files.text_encoder["max_position_embeddings"])
@@ -140,11 +150,12 @@ class SimulatedUNet:
         if files.family == "sdxl":
             sizes = 6 * files.unet["addition_time_embed_dim"]
             self._pooled = files.unet["projection_class_embeddings_input_dim"] - sizes
-        scale = files.sampling.guidance_scale if config.guidance_scale is None else config.guidance_scale
+        scale = config.training_guidance_scale()
         self.denoiser = Denoiser(
             unet,
             self._embedding(1),
-            guidance_scale=scale,
+            guidance_scale=files.sampling.guidance_scale if scale is None else scale,
+            unconditional_gradient=config.unconditional_gradient,
             time_ids=torch.zeros(6, device="meta") if self._pooled else None,
         )
 
@@ -153,11 +164,16 @@ class SimulatedUNet:
         with torch.no_grad():
             return self._run(pictures, backward=False)
 
-    def update(self, transitions: int) -> Cost:
-        """One micro-batch of the update, forward and backward; gradients of the parameters included."""
-        return self._run(transitions, backward=True)
+    def update(self, transitions: int, *, accumulating: bool = False) -> Cost:
+        """One micro-batch of the update, forward and backward; gradients of the parameters included.
 
-    def _run(self, batch: int, *, backward: bool) -> Cost:
+        Args:
+            transitions: of the micro-batch.
+            accumulating: whether one came before it in the optimizer step, whose gradients are there all the time.
+        """
+        return self._run(transitions, backward=True, accumulating=accumulating)
+
+    def _run(self, batch: int, *, backward: bool, accumulating: bool = False) -> Cost:
         latent = torch.empty((batch, *self.latent_shape), device="meta")
         timestep = torch.zeros(batch, dtype=torch.int64, device="meta")
         embedding = self._embedding(batch)
@@ -170,6 +186,11 @@ class SimulatedUNet:
         memory, flops = PeakMemory(), FlopCounterMode(display=False)
         for tensor in (*self.denoiser.parameters(), *self.denoiser.buffers(), latent, timestep):
             memory.known(tensor)
+        if accumulating:
+            for parameter in self.denoiser.parameters():
+                if parameter.requires_grad:
+                    parameter.grad = torch.empty_like(parameter)
+                    memory.hold(parameter.grad)
         with _fused_attention():
             with memory:
                 call()

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,19 @@ from agents.common.checkpoint import (
     set_random_state,
     write_atomically,
 )
-from agents.common.lora import save_lora
+from agents.common.lora import merged_adapters, save_lora
+from agents.common.micro_batch import seconds_a_transition
 from agents.common.policy import DenoisingPolicy
 from agents.common.timer import PhaseTimer
 from agents.common.venv import BatchedVenv, Episodes
 from agents.config import TrainConfig
+from agents.inputs import check_inputs
 from agents.run_directory import CHECKPOINT, HISTORY, PIPELINE, RunError
 from agents.sft import RewardWeightedSFT
 from diffusion_gym.device import parse_device
 from diffusion_gym.envs.vector import TextToImageVectorEnv
-from diffusion_gym.rewards import RewardError, make_reward
+from diffusion_gym.pipelines import load_pipeline
+from diffusion_gym.rewards import make_reward
 
 Record = dict[str, Any]
 
@@ -50,9 +54,13 @@ class Training:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         seed_everything(config.seed)
-        slots = config.slots or config.pictures
+        slots = config.num_slots()
         self.waves = config.pictures // slots
+        # What is cheap comes first, so that a typo costs seconds; the UNet comes last.
+        prompts = check_inputs(config)
         device = parse_device(config.device)
+        self.pipeline = load_pipeline(config.model, device=device, dtype=config.dtype)  # configurations only
+        self.pipeline.kernel(config.steps, eta=config.eta)
         self.timer = PhaseTimer(device, synchronise=config.profile)
         reward = make_reward(
             config.reward_spec(), device=device, dtype=config.reward_dtype, sources=config.source_spec()
@@ -61,16 +69,15 @@ class Training:
             num_envs=slots,
             model=config.model,
             reward=reward.changed(lambda term: self.timer.around("reward", term)),
-            prompts=config.prompt_spec(),
+            prompts=prompts,
             prompt_sampler="cyclic" if len(config.prompts) > 1 else None,
             num_inference_steps=config.steps,
             eta=config.eta,
-            device=config.device,
+            device=device,
             dtype=config.dtype,
             prompt_embedding=False,
             defer_rewards=config.async_rewards,
         )
-        self.pipeline = self.env.pipeline
         if config.vae_slicing:
             self.pipeline.decode_chunk = 1
         if config.dtype == "float32":
@@ -85,6 +92,8 @@ class Training:
         self.algorithm = make_algorithm(config, self.policy, self.pipeline)
         if isinstance(self.algorithm, DenoisingAlgorithm):
             self.algorithm.timer = self.timer
+            if config.measure_micro_batch:
+                self.algorithm.micro_batch_size = self._fastest_micro_batch()
         self.buffer = LatentReplayBuffer(
             num_envs=slots, num_steps=config.steps, waves=self.waves, rollouts=getattr(config, "rollouts", 1)
         )
@@ -102,7 +111,8 @@ class Training:
         """One rollout and update.
 
         Raises:
-            RewardError: the reward failed. All is then as after the iteration before: to be saved, or tried again.
+            RewardError: the reward failed. All is then as after the iteration before: to be saved, or tried again. So
+                it is after any other error or Ctrl-C while `between_updates`.
         """
         start = time.perf_counter()
         self.timer.take()
@@ -110,7 +120,9 @@ class Training:
         self.between_updates = True
         with policy_within_training_step(self.policy):
             if getattr(self.algorithm, "wants_pictures", True):
-                with self.timer.phase("sample"):
+                unet = self.policy.actor.unet
+                merged = merged_adapters(unet) if self.config.merges_adapters() else nullcontext()
+                with self.timer.phase("sample"), merged:
                     self._collect()
                 self.between_updates = False
                 with self.timer.phase("update"):
@@ -189,9 +201,10 @@ class Training:
         if not self.config.full:
             return save_lora(self.policy.actor.unet, out)
         self.pipeline.save(out / PIPELINE, self.policy.actor.unet)
+        scale = self.config.guidance_scale
         sampling = {
             "num_inference_steps": self.config.steps,
-            "guidance_scale": self.policy.actor.denoiser.guidance_scale,
+            "guidance_scale": self.pipeline.sampling.guidance_scale if scale is None else max(1.0, scale),
             "eta": self.config.eta or self.pipeline.sampling.eta,
         }
         (out / PIPELINE / "sampling.json").write_text(json.dumps(sampling, indent=2) + "\n")
@@ -208,17 +221,27 @@ class Training:
         """Drop rewards that are not being computed yet."""
         self.env.close()
 
+    def _fastest_micro_batch(self) -> int:
+        bank = self.pipeline.prompts
+        seconds = seconds_a_transition(
+            self.policy.actor,
+            self.pipeline.latent_shape,
+            bank.embeddings(bank.ids([self.env.prompts.texts[0]])),
+            largest=self.config.micro_batch_size,
+        )
+        return min(seconds, key=lambda size: seconds[size])
+
     def _try_reward(self) -> None:
         """Ask the reward about one picture of noise, so that one that cannot work fails before any work is done."""
         noise = torch.rand(1, *self.pipeline.image_shape, device=self.pipeline.device)
         self.env.reward(noise, [self.env.prompts.texts[0]], [self.env.prompts.metadata[0]])
 
     def _collect(self) -> None:
-        """Fill the buffer and `episodes`; go back to the beginning if the reward fails."""
+        """Fill the buffer and `episodes`; go back to the beginning if that fails."""
         random, cursors = random_state(), self.buffer.cursors()
         try:
             self._sample()
-        except (RewardError, KeyboardInterrupt):
+        except BaseException:
             self.episodes = []
             self.buffer.rewind(cursors)
             set_random_state(random)

@@ -31,6 +31,7 @@ from agents.run_directory import PICTURE, SCORES
 from benchmarks.command import Benchmark, write_result
 from benchmarks.intervals import Floats, bootstrap
 from benchmarks.jobs import Job
+from benchmarks.settings import DPOK, POLICY_GRADIENT
 
 REWARDS = {
     "compressibility": "jpeg_compressibility",
@@ -67,7 +68,7 @@ QUICK = Plan(seeds=(0,), rewards=("compressibility", "preference"), iterations=4
 
 
 def agents(plan: Plan) -> dict[str, TrainConfig]:
-    """The agents at their defaults."""
+    """The agents at their defaults, but for what `benchmarks.settings` says."""
     common: dict[str, Any] = {
         "prompts": ("emoji/probes",),
         "iterations": plan.iterations,
@@ -75,11 +76,11 @@ def agents(plan: Plan) -> dict[str, TrainConfig]:
         "steps": plan.steps,
     }
     return {
-        "reinforce": ReinforceConfig(**common),
-        "a2c": A2CConfig(**common),
-        "ppo": PPOConfig(**common),
-        "ddpo": DDPOConfig(**common),
-        "dpok": DPOKConfig(**common),
+        "reinforce": ReinforceConfig(**common, **POLICY_GRADIENT),
+        "a2c": A2CConfig(**common, **POLICY_GRADIENT),
+        "ppo": PPOConfig(**common, **POLICY_GRADIENT),
+        "ddpo": DDPOConfig(**common, **POLICY_GRADIENT),
+        "dpok": DPOKConfig(**common, **DPOK),
         "rwr": SFTConfig(**common),
         # Half of the pictures' iterations gather what the pretrained model draws, and five more learn from it.
         "sft": SFTConfig(

@@ -24,6 +24,7 @@ from agents.run_directory import SCORES, read_history
 from benchmarks.command import Benchmark, write_result
 from benchmarks.intervals import PAIRS, Floats, apart, bootstrap
 from benchmarks.jobs import Job
+from benchmarks.settings import DPOK
 from diffusion_gym.emoji.grammar import PROBES, held_out_prompts, training_prompts
 
 MEASURES = ("reward", "reader", "quality", "diversity", "kl")
@@ -48,7 +49,7 @@ class Plan:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     probes: tuple[str, ...] = PROBES
-    iterations: int = 20
+    iterations: int = 30
     pictures: int = 48
     many_iterations: int = 40
     many_pictures: int = 64
@@ -63,7 +64,7 @@ QUICK = Plan(seeds=(0,), iterations=6, pictures=16, many_iterations=4, many_pict
 
 def methods(plan: Plan) -> dict[str, TrainConfig]:
     """The ways to fine-tune on one prompt; chosen on other prompts and seeds than those reported, see the page."""
-    rl = DPOKConfig(iterations=plan.iterations, pictures=plan.pictures)
+    rl = DPOKConfig(iterations=plan.iterations, pictures=plan.pictures, **DPOK)
     # The first iterations gather the pictures of the pretrained model, then come ten passes over them.
     sft = SFTConfig(
         weighting="reward",
@@ -96,6 +97,7 @@ def jobs(plan: Plan) -> list[Job]:
                 value_function=critic,
                 iterations=plan.many_iterations,
                 pictures=plan.many_pictures,
+                **DPOK,
                 **common,
             )
             count = 4 * plan.evaluated

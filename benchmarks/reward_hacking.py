@@ -21,6 +21,7 @@ from agents.run_directory import SCORES
 from benchmarks.command import Benchmark, write_result
 from benchmarks.intervals import PAIRS, bootstrap
 from benchmarks.jobs import Job
+from benchmarks.settings import DPOK
 
 MEASURES = ("reward", "kl", "reader", "quality", "diversity")
 
@@ -39,19 +40,19 @@ class Plan:
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    kl_weights: tuple[float, ...] = (0.0, 0.005, 0.02, 0.08, 0.3)
+    kl_weights: tuple[float, ...] = (0.0, 0.01, 0.03, 0.1, 0.3)
     stages: tuple[int, ...] = (8, 16, 32, 48)
     pictures: int = 48
     evaluated: int = 64
     steps: int = 10
 
 
-QUICK = Plan(seeds=(0,), kl_weights=(0.0, 0.1), stages=(2, 4), pictures=16, evaluated=16)
+QUICK = Plan(seeds=(0,), kl_weights=(0.0, 0.05), stages=(2, 4), pictures=16, evaluated=16)
 
 
 def jobs(plan: Plan, stage: int) -> list[Job]:
     """The trainings up to one stage; those of the next stage go on from them."""
-    config = DPOKConfig(prompts=("emoji/probes",), iterations=stage, pictures=plan.pictures, steps=plan.steps)
+    config = DPOKConfig(prompts=("emoji/probes",), iterations=stage, pictures=plan.pictures, steps=plan.steps, **DPOK)
     return [
         Job(
             f"{weight}/{seed}",

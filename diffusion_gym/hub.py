@@ -1,10 +1,13 @@
 """Files of a model hub: from the local cache or downloaded; if neither, an error within seconds that says so."""
 
 import queue
+import shlex
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+
+Choose = Callable[[set[str]], Collection[str]]
+"""From the names of the files that a repository holds to those to have; none of them if one that is needed lacks."""
 
 PATIENCE = 3.0
 """Seconds the hub has to say which files a repository holds."""
@@ -12,6 +15,10 @@ PATIENCE = 3.0
 
 class HubError(Exception):
     """The hub cannot be asked, or does not have what it was asked for; the message says why in a few words."""
+
+
+class NotInRepositoryError(HubError):
+    """The hub's repository does not hold what it was asked for."""
 
 
 class NotFoundHereError(FileNotFoundError, ValueError):
@@ -60,44 +67,73 @@ def list_files(repository: str, revision: str | None = None) -> set[str]:
     return answer
 
 
-def snapshot(repository: str, *, files: Sequence[str], ignore: Sequence[str] = (), revision: str | None = None) -> Path:
-    """The local directory of a model's repository, with the files that match.
+def fetch(repository: str, choose: Choose, revision: str | None = None) -> Path:
+    """The local directory of a model's repository, with the files that were chosen and no others downloaded.
 
     Args:
         repository: "owner/name".
-        files: patterns of the files to have, e.g. "unet/*.json".
-        ignore: patterns of those among them to leave out.
+        choose: chooses among the files of the repository; where the hub cannot be asked, among those of the cache.
         revision: branch, tag or commit; None for the main branch.
 
     Raises:
         ValueError: `repository` is no hub id.
-        NotFoundHereError: the hub has no such repository or revision, asks for a login, or cannot be reached, and the
-            cache does not hold it.
+        HubError: the hub has no such repository or revision, asks for a login, cannot be reached, or the download
+            breaks off; and the cache does not hold the files. NotInRepositoryError: none of these, but the repository
+            lacks them.
     """
-    from huggingface_hub import snapshot_download
-
-    patterns: dict[str, Any] = {"allow_patterns": list(files), "ignore_patterns": list(ignore)}
+    chosen: Collection[str] = ()
     try:
-        list_files(repository, revision)
-        return Path(snapshot_download(repository, revision=revision, **patterns))
-    except (HubError, OSError) as unreachable:
-        try:
-            return Path(snapshot_download(repository, revision=revision, local_files_only=True, **patterns))
-        except OSError:
-            at = f" --revision {revision}" if revision else ""
-            raise NotFoundHereError(
-                f"model {repository + ('@' + revision if revision else '')!r} is neither on this machine nor to be had "
-                f"from the hub ({unreachable}). Where there is a network run 'hf download {repository}{at}', and here "
-                "give the directory it prints in the place of the id"
-            ) from unreachable
-    except ValueError as error:
-        raise ValueError(f"model: {error}, nor a file or directory on this machine") from error
+        chosen = choose(list_files(repository, revision))
+        if not chosen:
+            raise NotInRepositoryError("the repository does not hold it")
+        return _download(repository, chosen, revision)
+    except HubError:
+        cached = _cached(repository, revision)
+        names = set() if cached is None else _names(cached)
+        if cached is None or not (names.issuperset(chosen) if chosen else choose(names)):
+            raise
+        return cached
+
+
+def download_command(
+    repository: str, include: Sequence[str], *, revision: str | None = None, to: Path | None = None
+) -> str:
+    """What to type where there is a network: the files that match, into the hub's cache or the directory `to`."""
+    words = ["hf", "download", repository]
+    words += ["--revision", revision] if revision else []
+    words += [word for pattern in include for word in ("--include", pattern)]
+    words += ["--local-dir", str(to)] if to else []
+    return shlex.join(words)
 
 
 def in_short(error: Exception) -> str:
     """The kind of an error and the first sentence of what it says."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].partition('. ')[0]}" if lines else type(error).__name__
+
+
+def _download(repository: str, names: Collection[str], revision: str | None) -> Path:
+    """The directory of a snapshot, with the files of these names."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=sorted(names)))
+    except Exception as error:  # the HTTP client's classes are no OSErrors, and not the same in all versions
+        raise HubError(f"the download broke off ({in_short(error)}); what has arrived is kept, try again") from error
+
+
+def _cached(repository: str, revision: str | None) -> Path | None:
+    """The directory of a snapshot in the cache, whatever it holds; None if there is none."""
+    from huggingface_hub import snapshot_download
+
+    try:  # without patterns, a snapshot that lacks any file of the repository would be refused
+        return Path(snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=[]))
+    except OSError:
+        return None
+
+
+def _names(directory: Path) -> set[str]:
+    return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
 
 
 def _reason(error: Exception) -> str:

@@ -11,6 +11,14 @@ import torch
 Called = TypeVar("Called", bound=Callable[..., Any])
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done what is queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 class PhaseTimer:
     """Seconds in named phases, each without those of the phases within it.
 
@@ -18,17 +26,22 @@ class PhaseTimer:
 
     Args:
         device: where work is queued. With `synchronise` every phase waits for it to be done, at its beginning and end;
-            otherwise work that a CUDA device does later counts where the host next waits for it.
+            otherwise work that a GPU does later counts where the host next waits for it.
         synchronise: for a profile; it slows a run down.
     """
 
     def __init__(self, device: torch.device, *, synchronise: bool = False) -> None:
         self.seconds: dict[str, float] = {}
-        self._synchronise = synchronise and device.type == "cuda"
+        self._synchronise = synchronise
         self._device = device
         self._thread = threading.get_ident()
         self._stack: list[str] = []
         self._since = 0.0
+
+    @property
+    def current(self) -> str | None:
+        """The innermost phase; None outside of all."""
+        return self._stack[-1] if self._stack else None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -62,7 +75,7 @@ class PhaseTimer:
     def _switch(self) -> None:
         """Give the time since the last change to the innermost phase."""
         if self._synchronise:
-            torch.cuda.synchronize(self._device)
+            wait_for(self._device)
         now = time.perf_counter()
         if self._stack:
             self.seconds[self._stack[-1]] = self.seconds.get(self._stack[-1], 0.0) + now - self._since

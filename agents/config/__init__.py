@@ -2,7 +2,7 @@
 
 training     TrainConfig: what all agents share
 agents       one class an agent
-evaluation   EvaluateConfig
+evaluation   EvaluateConfig, SampleConfig
 """
 
 from agents.config.agents import (
@@ -18,7 +18,7 @@ from agents.config.agents import (
     check_clip_range,
     config_from_json,
 )
-from agents.config.evaluation import EvaluateConfig
+from agents.config.evaluation import EvaluateConfig, SampleConfig, SamplingConfig
 from agents.config.training import TrainConfig, prompt_spec, source_spec
 
 __all__ = [
@@ -31,6 +31,8 @@ __all__ = [
     "PolicyGradientConfig",
     "ReinforceConfig",
     "SFTConfig",
+    "SampleConfig",
+    "SamplingConfig",
     "StockConfig",
     "TrainConfig",
     "check_clip_range",

@@ -147,8 +147,11 @@ class StockConfig(TrainConfig):
     def check(self) -> None:
         """As `TrainConfig.check`."""
         super().check()
-        if self.micro_batch_size != 64:
-            raise ValueError(f"--micro-batch-size has no effect with {self.agent}: lower --batch-size instead")
+        if self.micro_batch_size != 64 or self.measure_micro_batch:
+            raise ValueError(
+                f"--micro-batch-size and --measure-micro-batch have no effect with {self.agent}: lower --batch-size "
+                "instead"
+            )
         if self.dtype == "float16":
             raise ValueError(f"--dtype float16 loses the small gradients of {self.agent}: use bfloat16 or float32")
 

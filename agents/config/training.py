@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Literal
 
 _NOT_SETTINGS = ("out", "resume", "dry_run", "profile")
 """Fields that say what to do, not how a run is."""
+MANY = 64
+"""Pictures from which on denoising more at once costs memory and wins nothing."""
 
 
 @dataclass(kw_only=True)
@@ -22,7 +24,8 @@ class TrainConfig:
     dry_run: bool = False
     """Only print what the training would take: memory of the GPU, and the time of an iteration."""
     profile: bool = False
-    """Print at the end where the time went, and write a trace of one iteration (trace.json, for chrome://tracing)."""
+    """Print at the end where the time went, and write traces of a few calls of the UNet (trace_sample.json and
+    trace_update.json, for chrome://tracing)."""
 
     model: str = "emoji"
     """"emoji" for the embedded model; a directory in diffusers' format or a .safetensors file of Stable Diffusion 1.x,
@@ -44,6 +47,15 @@ class TrainConfig:
     """Denoising steps T in training. Few are cheap; a policy trained at 10 gains a little less when sampled at 20."""
     guidance_scale: float | None = None
     """Classifier-free guidance, part of the policy; by default the model's own."""
+    guided_training: bool = True
+    """False trains the unguided policy, which takes half of the UNet's calls; evaluation and use are guided all the
+    same. Guidance then carries what was learned further than training saw, in reward and in KL."""
+    unconditional_gradient: bool = True
+    """False leaves the guidance's unconditional half out of the gradient: an update costs a third less, and learns as
+    if the adapters did not reach that half. The ratio stays exact."""
+    merge_adapters: bool = True
+    """Add the adapters into the weights while pictures are sampled, which is cheaper and moves the ratio by rounding
+    (4e-7). Float32 and --reduction mean only; elsewhere it has no effect."""
     eta: float | None = None
     """Noise level of DDIM; by default the model's own."""
     device: str = "auto"
@@ -66,7 +78,8 @@ class TrainConfig:
     pictures: int = 48
     """Pictures an iteration."""
     slots: int | None = None
-    """Pictures denoised at once, a divisor of `pictures`; by default all. Lower it when memory is short."""
+    """Pictures denoised at once, a divisor of `pictures`; by default all, or of more than 64 a part of at most 64: more
+    would not be faster. Lower it when memory is short."""
     batch_size: int | None = None
     """Transitions an optimizer step; by default a third of those an update learns from (a half for ppo and sft, all for
     reinforce and a2c)."""
@@ -74,6 +87,9 @@ class TrainConfig:
     """How often an update goes through the transitions."""
     micro_batch_size: int = 64
     """Transitions in one call of the UNet in the update: memory and speed, never results."""
+    measure_micro_batch: bool = False
+    """Measure at the start which size, from --micro-batch-size downwards, this machine is fastest with, and use that.
+    Sizes round differently, so that a run may then not repeat bit for bit."""
     learning_rate: float = 1e-3
     """Of AdamW. 1e-3 for the embedded model with adapters of rank 16; 3e-4 for Stable Diffusion with rank 4; 1e-5 for a
     whole UNet."""
@@ -99,8 +115,8 @@ class TrainConfig:
             raise ValueError(f"--batch-size must be 1 or more, got {self.batch_size}")
         if self.seed < 0:
             raise ValueError(f"--seed must be 0 or more, got {self.seed}")
-        if self.guidance_scale is not None and not self.guidance_scale >= 1:
-            raise ValueError(f"--guidance-scale must be 1 (no guidance) or more, got {self.guidance_scale}")
+        if self.guidance_scale is not None and self.guidance_scale != 0 and not self.guidance_scale >= 1:
+            raise ValueError(f"--guidance-scale must be 1 or 0 (no guidance), or more, got {self.guidance_scale}")
         if self.eta is not None and not 0 < self.eta <= 1:
             raise ValueError(f"--eta must be greater than 0 and at most 1, got {self.eta}")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
@@ -109,10 +125,10 @@ class TrainConfig:
             raise ValueError(f"--learning-rate must be greater than 0, got {self.learning_rate}")
         if self.slots is not None and (self.slots < 1 or self.pictures % self.slots):
             raise ValueError(f"--slots must divide --pictures {self.pictures}, got {self.slots}")
-        if self.async_rewards and (self.slots is None or self.slots >= self.pictures):
+        if self.async_rewards and self.num_slots() >= self.pictures:
             raise ValueError(
-                f"--async-rewards needs --slots smaller than --pictures {self.pictures}, got {self.slots}: with all "
-                "pictures sampled at once there is nothing left to sample while they are judged"
+                f"--async-rewards needs --slots smaller than --pictures {self.pictures}, got {self.num_slots()}: with "
+                "all pictures sampled at once there is nothing left to sample while they are judged"
             )
         if self.full and self.dtype != "float32":
             raise ValueError(
@@ -127,6 +143,23 @@ class TrainConfig:
             raise ValueError("--prompts must name at least one prompt")
         prompt_spec(self.prompts)
         self.source_spec()
+
+    def num_slots(self) -> int:
+        """Pictures denoised at once."""
+        if self.slots is not None:
+            return self.slots
+        parts = [size for size in range(MANY // 2, MANY + 1) if self.pictures % size == 0]
+        return max(parts) if self.pictures > MANY and parts else self.pictures
+
+    def training_guidance_scale(self) -> float | None:
+        """Of the policy that is trained; None for the model's own."""
+        return self.guidance_scale if self.guided_training else 1.0
+
+    def merges_adapters(self) -> bool:
+        """Whether rollouts run with the adapters in the weights."""
+        # Sums over a latent would multiply the rounding by its size.
+        fits = self.dtype == "float32" and self.reduction == "mean" and not self.compile
+        return self.merge_adapters and fits and not self.full
 
     def minibatch(self) -> int | None:
         """Transitions (pictures for supervised agents) an optimizer step; None for all of them."""

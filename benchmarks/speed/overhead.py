@@ -103,20 +103,26 @@ def iteration(config: PolicyGradientConfig, repeats: int) -> dict[str, Any]:
     }
 
 
-def kl_settings(plan: Plan) -> tuple[DPOKConfig, DPOKConfig]:
-    """DPOK as it comes, and without its KL term."""
+def kl_settings(plan: Plan) -> dict[str, DPOKConfig]:
+    """DPOK without its KL term, as it comes, and with it on half of the transitions; by the share it is taken on."""
     common = {name: getattr(settings(plan), name) for name in ("out", "model", "reward", "prompts", "device")}
     config = DPOKConfig(**common, pictures=plan.pictures, steps=plan.steps)
-    return config, replace(config, kl_weight=0.0)
+    return {"0": replace(config, kl_weight=0.0), "1": config, "0.5": replace(config, kl_fraction=0.5)}
 
 
 def kl_cost(plan: Plan) -> dict[str, Any]:
-    """CPU seconds of an iteration of DPOK with its KL term and without."""
+    """CPU seconds of an iteration of DPOK with its KL term on all, or half, of the transitions, against without."""
     from agents.training import Training
 
-    trainings = [Training(config) for config in kl_settings(plan)]
-    with_kl, without = alternate([partial(cpu_seconds, training.iterate) for training in trainings], plan.repeats)
-    return {"with_kl": with_kl, "without_kl": without, "ratio": ratio(with_kl, without)}
+    chosen = kl_settings(plan)
+    trainings = [Training(config) for config in chosen.values()]
+    rounds = alternate([partial(cpu_seconds, training.iterate) for training in trainings], plan.repeats)
+    seconds = dict(zip(chosen, rounds, strict=True))
+    without = seconds.pop("0")
+    return {
+        share: {"with_kl": found, "without_kl": without, "ratio": ratio(found, without)}
+        for share, found in seconds.items()
+    }
 
 
 def measure(plan: Plan) -> dict[str, Any]:

@@ -29,6 +29,8 @@ class PeerSettings:
         learning_rate: of AdamW.
         clip_range: of the ratio of mean log-probabilities.
         fraction: share of each picture's steps that is trained on.
+        guided: guidance at the model's own scale in sampling and training; without it training calls the UNet once,
+            while sampling still calls it twice, at a scale of 1.000001: the peer fails at 1.
         tracking: rewards remembered of the prompt; 0 normalises by each epoch's own.
         adapters: which layers get adapters, see `agents.common.lora`.
         rank: of the adapters.
@@ -47,6 +49,7 @@ class PeerSettings:
     learning_rate: float = 1e-3
     clip_range: float = 2e-3
     fraction: float = 1.0
+    guided: bool = True
     tracking: int = 0
     adapters: Literal["attention", "all"] = "all"
     rank: int = 16
@@ -75,6 +78,7 @@ def make_trainer(directory: str, settings: PeerSettings) -> Any:
     trl = importlib.import_module("trl")
     pipeline = load_pipeline(settings.model, device="cpu")
     reward = make_reward(settings.reward, device=torch.device("cpu"))
+    guidance_scale = pipeline.sampling.guidance_scale if settings.guided else 1.000001
 
     class Adapted(trl.DefaultDDPOStableDiffusionPipeline):  # type: ignore[name-defined]
         """The peer's pipeline with adapters of any rank on any layers; its own are of rank 4, on attention."""
@@ -95,7 +99,8 @@ def make_trainer(directory: str, settings: PeerSettings) -> Any:
         save_freq=10**9,
         sample_num_steps=settings.steps,
         sample_eta=pipeline.sampling.eta,
-        sample_guidance_scale=pipeline.sampling.guidance_scale,
+        sample_guidance_scale=guidance_scale,
+        train_cfg=settings.guided,
         sample_batch_size=settings.sample_batch,
         sample_num_batches_per_epoch=settings.pictures // settings.sample_batch,
         train_batch_size=settings.train_batch,

@@ -33,13 +33,15 @@ def rows(found: dict[str, Any]) -> list[Row]:
     for one in found.get("overhead", {}).get("iterations", []):
         name, rest = one["reward"], one["over_bare_without_decode_and_reward"]
         lines += [
-            _ratio("overhead", f"iteration / bare UNet, {name}", one["over_bare"]),
-            _ratio("overhead", f"iteration without decode and reward / bare UNet, {name}", rest, 1.05),
+            _ratio("overhead", f"iteration / bare UNet, {name}", one["over_bare"], 1.05),
+            _ratio("overhead", f"iteration without decode and reward / bare UNet, {name}", rest),
             Row("overhead", f"share of decode, {name}", one["share_of_decode"]),
             Row("overhead", f"share of reward, {name}", one["share_of_reward"]),
         ]
     if "overhead" in found:
-        lines.append(_ratio("overhead", "DPOK with KL / without", found["overhead"]["dpok_kl"]["ratio"], 1.3))
+        for fraction, cost in found["overhead"]["dpok_kl"].items():
+            most = 1.3 if float(fraction) == 1 else 1.15
+            lines.append(_ratio("overhead", f"DPOK with KL on {fraction} / without", cost["ratio"], most))
     if "trl" in found:
         lines += _trl_rows(found["trl"])
     for name, points in found.get("scaling", {}).items():

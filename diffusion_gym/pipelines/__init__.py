@@ -12,10 +12,11 @@ pipeline.latent_shape, pipeline.image_shape, pipeline.embedding_shape, pipeline.
 """
 
 from diffusion_gym.pipelines.denoiser import Denoiser
-from diffusion_gym.pipelines.model_files import ModelFiles, SamplingDefaults, read_model_files
+from diffusion_gym.pipelines.model_files import ModelFiles, read_model_files
 from diffusion_gym.pipelines.pipeline import Pipeline, load_pipeline
 from diffusion_gym.pipelines.prompt_bank import PromptBank
 from diffusion_gym.pipelines.prompt_embedding import PromptEmbedding
+from diffusion_gym.pipelines.sampling import SamplingDefaults
 
 __all__ = [
     "Denoiser",

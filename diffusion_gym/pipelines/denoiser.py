@@ -22,7 +22,8 @@ class Denoiser(nn.Module):
         unet: the UNet, with or without adapters; it stays a submodule (`self.unet`), so its trainable
             parameters are this module's.
         unconditional: embedding of the other half of the guidance, B = 1.
-        guidance_scale: 1 or more. At 1 only the conditional half runs.
+        guidance_scale: 1 or more. At 1 only the conditional half runs; 0, as cards of Turbo models have it for no
+            guidance, is taken as 1.
         unconditional_gradient: False runs the unconditional half apart and without gradient. Training
             becomes about a third cheaper and its gradient another one; rollout and update still agree.
         time_ids: (6,), SDXL's original size, crop and target size (height before width); None elsewhere.
@@ -45,10 +46,10 @@ class Denoiser(nn.Module):
         super().__init__()
         if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, int | float):
             raise TypeError(f"guidance_scale must be a number, got {guidance_scale!r}")
-        if not 1.0 <= guidance_scale < float("inf"):
-            raise ValueError(f"guidance_scale must be 1 (no guidance) or more, got {guidance_scale!r}")
+        if guidance_scale != 0 and not 1.0 <= guidance_scale < float("inf"):
+            raise ValueError(f"guidance_scale must be 1 or 0 (no guidance), or more than 1, got {guidance_scale!r}")
         self.unet = unet
-        self.guidance_scale = float(guidance_scale)
+        self.guidance_scale = float(guidance_scale or 1.0)
         self.unconditional_gradient = unconditional_gradient
         # Kept here because adapters may bring parameters of another dtype into the UNet.
         self.dtype: torch.dtype = next(unet.parameters()).dtype

@@ -4,10 +4,10 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from diffusion_gym.pipelines.model_source import ModelSource, find_model
+from diffusion_gym.pipelines.sampling import SamplingDefaults, kernel_scheduler, sampling_defaults
 
 Family = Literal["stable_diffusion", "sdxl"]
 
@@ -26,21 +26,6 @@ _FOREIGN_PARTS = {
     "text_encoder_3": "it has three text encoders (SD3)",
     "prior": "it denoises image embeddings first (unCLIP, Kandinsky, Cascade)",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingDefaults:
-    """How a model is meant to be sampled; from `sampling.json` beside `model_index.json` if there is one.
-
-    Attributes:
-        guidance_scale: classifier-free guidance, 1 or more; 1 is no guidance.
-        num_inference_steps: T.
-        eta: noise level of DDIM, 0 < eta <= 1.
-    """
-
-    guidance_scale: float = 7.5
-    num_inference_steps: int = 20
-    eta: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +72,14 @@ class ModelFiles:
         return int(self.vae.get("out_channels", 3)), height * scale, width * scale
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts that are used, the scheduler apart."""
+        return tuple(_PARTS[self.family])
+
+    @property
     def text_encoders(self) -> tuple[str, ...]:
         """Names of the parts that encode prompts."""
-        return tuple(part for part in _PARTS[self.family] if part.startswith("text_encoder"))
+        return tuple(part for part in self.parts if part.startswith("text_encoder"))
 
 
 def read_model_files(model: str | os.PathLike[str]) -> ModelFiles:
@@ -101,21 +91,29 @@ def read_model_files(model: str | os.PathLike[str]) -> ModelFiles:
         NotFoundHereError: it is not on this machine and cannot be had from the hub.
     """
     source = find_model(model)
-    name, directory = source.name, source.directory
-    index = _read_json(name, directory / "model_index.json")
+    name = source.name
+    index = _read_json(source, "model_index.json")
     family = _check_parts(name, index)
-    unet = _read_json(name, directory / "unet" / "config.json")
-    vae = _read_json(name, directory / "vae" / "config.json")
+    unet = _read_json(source, "unet/config.json")
+    vae = _read_json(source, "vae/config.json")
     _check_unet(name, family, unet, vae)
+    _check_tokenizers(source, family)
+    scheduler = _read_json(source, "scheduler/scheduler_config.json")
     return ModelFiles(
         source=source,
         family=family,
         index=index,
-        scheduler=_scheduler(name, family, _read_json(name, directory / "scheduler" / "scheduler_config.json")),
+        scheduler=kernel_scheduler(name, scheduler, corrected=family == "stable_diffusion"),
         unet=unet,
         vae=vae,
-        text_encoder=_read_json(name, directory / "text_encoder" / "config.json"),
-        sampling=_read_sampling(name, directory / "sampling.json", family),
+        text_encoder=_read_json(source, "text_encoder/config.json"),
+        sampling=sampling_defaults(
+            name,
+            source.directory,
+            scheduler,
+            guidance_is_input=unet.get("time_cond_proj_dim") is not None,
+            guidance_scale=5.0 if family == "sdxl" else 7.5,
+        ),
     )
 
 
@@ -156,44 +154,27 @@ def _check_unet(name: str, family: Family, unet: Mapping[str, Any], vae: Mapping
         raise ValueError(f"model {name!r}: its UNet has no sample_size, so its latents have no shape")
 
 
-def _scheduler(name: str, family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The scheduler's configuration as the family's pipeline uses it."""
-    if config.get("beta_start") is None and config.get("trained_betas") is None:
-        raise ValueError(
-            f"model {name!r}: its {config.get('_class_name', 'scheduler')} has no betas: it was trained under another "
-            "parametrisation of the noise (EDM, flow matching), which has another policy"
-        )
-    # Files of schedulers that have no such settings say nothing; the families were trained with these.
-    filled = {"set_alpha_to_one": False, "clip_sample": False, "steps_offset": 1, **config}
-    if family == "stable_diffusion":
-        # StableDiffusionPipeline corrects old files in these two, StableDiffusionXLPipeline does not.
-        filled.update(steps_offset=1, clip_sample=False)
-    return filled
+def _check_tokenizers(source: ModelSource, family: Family) -> None:
+    """Raise ValueError if a text encoder has no tokenizer."""
+    for part in _PARTS[family]:
+        directory = source.directory / part
+        if part.startswith("tokenizer") and not (
+            (directory / "tokenizer.json").is_file()
+            or ((directory / "vocab.json").is_file() and (directory / "merges.txt").is_file())
+        ):
+            raise ValueError(
+                f"model {source.name!r} has neither {part}/tokenizer.json nor {part}/vocab.json and merges.txt: "
+                f"{source.advice}"
+            )
 
 
-def _read_json(name: str, path: Path) -> dict[str, Any]:
-    what = f"{path.parent.name}/{path.name}" if path.name != "model_index.json" else path.name
+def _read_json(source: ModelSource, name: str) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads((source.directory / name).read_text())
     except FileNotFoundError as error:
-        raise ValueError(
-            f"model {name!r} has no {what}: it must be a directory in diffusers format (as pipe.save_pretrained writes "
-            'it), a .safetensors file, a hub id, or "emoji"'
-        ) from error
+        raise ValueError(f"model {source.name!r} has no {name}: {source.advice}") from error
     except (OSError, ValueError) as error:
-        raise ValueError(f"model {name!r}: its {what} is damaged ({error})") from error
+        raise ValueError(f"model {source.name!r}: its {name} is damaged ({error})") from error
     if not isinstance(found, dict):
-        raise ValueError(f"model {name!r}: its {what} is damaged (not a JSON object)")
+        raise ValueError(f"model {source.name!r}: its {name} is damaged (not a JSON object)")
     return found
-
-
-def _read_sampling(name: str, path: Path, family: Family) -> SamplingDefaults:
-    """The contents of `sampling.json`, checked; where there is none the defaults of the family's pipeline."""
-    if not path.is_file():
-        return SamplingDefaults(guidance_scale=5.0) if family == "sdxl" else SamplingDefaults()
-    try:
-        return SamplingDefaults(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"model {name!r}: sampling.json must hold guidance_scale, num_inference_steps and eta ({error})"
-        ) from error

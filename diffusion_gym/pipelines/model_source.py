@@ -6,15 +6,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion_gym import hub
-from diffusion_gym.hub import NotFoundHereError
+from diffusion_gym.hub import (
+    Choose,
+    HubError,
+    NotFoundHereError,
+    NotInRepositoryError,
+    download_command,
+    split_revision,
+)
+from diffusion_gym.pipelines.part_files import (
+    CONFIGURATION_PATTERNS,
+    PARTS,
+    configurations,
+    part_files,
+    weight_patterns,
+)
 from diffusion_gym.pipelines.single_file import unpacked
 
 _NAMED = {"emoji": "diffusion_gym.emoji:pipeline_path"}
 """Models with a name: "module:function" that returns the directory, so that a world can bring its own."""
 
-_CONFIGURATIONS = ("*.json", "*.txt", "*.model")
-_VARIANTS = ("*.fp16.*", "*.non_ema.*", "*.ema.*", "*/openvino*", "*/flax*", "*.msgpack", "*.onnx*")
-"""Weights that a repository may hold beside the plain ones."""
+_ALL_PATTERNS = (*CONFIGURATION_PATTERNS, *(f"{part}/*.safetensors*" for part in PARTS))
 
 
 @dataclass(frozen=True)
@@ -35,14 +47,30 @@ class ModelSource:
     commit: str | None = None
 
     def part(self, part: str) -> Path:
-        """The directory of a part, with its weights.
+        """The directory of a part, with its weights; a tokenizer is there from the beginning.
 
         Raises:
-            NotFoundHereError: the hub cannot be reached.
+            NotFoundHereError: its weights are not in the hub's cache and cannot be had from the hub.
         """
-        if self.repository is not None:
-            hub.snapshot(self.repository, files=[f"{part}/*"], ignore=_VARIANTS, revision=self.commit)
+        if self.repository is not None and part in PARTS:
+            _fetch(
+                f"the {part} of model {self.name!r}",
+                self.repository,
+                self.commit,
+                lambda names: part_files(part, names),
+                weight_patterns(part),
+            )
         return self.directory / part
+
+    @property
+    def advice(self) -> str:
+        """What to do where a file of the directory is missing."""
+        if self.repository is None:
+            return (
+                "it must be a directory in diffusers format (as pipe.save_pretrained writes it), a .safetensors file, "
+                'a hub id, or "emoji"'
+            )
+        return f"try: {download_command(self.repository, _ALL_PATTERNS, revision=self.commit)}"
 
 
 def find_model(model: str | os.PathLike[str]) -> ModelSource:
@@ -72,6 +100,29 @@ def find_model(model: str | os.PathLike[str]) -> ModelSource:
         return ModelSource(str(file), unpacked(file))
     if path.is_absolute() or text.startswith((".", "~")):
         raise NotFoundHereError(f"model {text!r}: there is no such directory or file")
-    repository, revision = hub.split_revision(text)
-    directory = hub.snapshot(repository, files=_CONFIGURATIONS, ignore=_VARIANTS, revision=revision)
+    repository, revision = split_revision(text)
+    try:
+        directory = _fetch(f"model {text!r}", repository, revision, configurations, _ALL_PATTERNS)
+    except NotFoundHereError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"model: {error}, nor a file or directory on this machine") from error
     return ModelSource(text, directory, repository, directory.name)
+
+
+def _fetch(what: str, repository: str, revision: str | None, choose: Choose, patterns: tuple[str, ...]) -> Path:
+    """Files of the hub; NotFoundHereError, with the command that gets them elsewhere, if they cannot be had."""
+    try:
+        return hub.fetch(repository, choose, revision)
+    except NotInRepositoryError as error:
+        raise NotFoundHereError(
+            f"{what}: the repository does not hold it in diffusers' format, with a model_index.json and the parts' "
+            "config.json and weights in .safetensors or .bin files. A single .safetensors file in it can be downloaded "
+            "and given as a file"
+        ) from error
+    except HubError as error:
+        raise NotFoundHereError(
+            f"{what} is neither on this machine nor to be had from the hub ({error}). Where there is a network run "
+            f"`{download_command(repository, patterns, revision=revision)}`, and here give the directory it prints in "
+            "the place of the id"
+        ) from error

@@ -13,8 +13,9 @@ from torch import Tensor
 from diffusion_gym.device import parse_device, parse_dtype
 from diffusion_gym.kernels import Kernel, make_kernel
 from diffusion_gym.pipelines.denoiser import Denoiser
-from diffusion_gym.pipelines.model_files import ModelFiles, SamplingDefaults, read_model_files
+from diffusion_gym.pipelines.model_files import ModelFiles, read_model_files
 from diffusion_gym.pipelines.prompt_bank import PromptBank
+from diffusion_gym.pipelines.sampling import SamplingDefaults
 from diffusion_gym.pipelines.text_encoders import sdxl_encoder, stable_diffusion_encoder, zeros_like
 from diffusion_gym.pipelines.weights import load_part
 
@@ -119,15 +120,14 @@ class Pipeline:
     @cached_property
     def prompts(self) -> PromptBank:
         """The prompt bank; loads the text encoders."""
-        from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+        from transformers import CLIPTokenizer
 
         with _LOCK:
             tokenizers = [
                 CLIPTokenizer.from_pretrained(self.files.source.part(part.replace("text_encoder", "tokenizer")))
                 for part in self.files.text_encoders
             ]
-            classes = (CLIPTextModel, CLIPTextModelWithProjection)
-            encoders = [self._load(cls, part) for cls, part in zip(classes, self.files.text_encoders, strict=False)]
+            encoders = [self._load(cls, part) for part, cls in self._text_encoder_classes()]
             if self.files.family == "stable_diffusion":
                 return PromptBank(stable_diffusion_encoder(tokenizers[0], encoders[0]))
             encode = sdxl_encoder(tokenizers, encoders)
@@ -170,12 +170,15 @@ class Pipeline:
 
     def save(self, directory: str | os.PathLike[str], unet: torch.nn.Module) -> None:
         """Write the model with another UNet as a pipeline directory of its class in diffusers."""
-        from diffusers import DiffusionPipeline
+        from diffusers import AutoencoderKL, DiffusionPipeline
 
-        for part in ("vae", *self.files.text_encoders):
-            self.files.source.part(part)
-        more = {"safety_checker": None} if self.files.family == "stable_diffusion" else {}
-        pipe = DiffusionPipeline.from_pretrained(self.files.source.directory, unet=unet, **more)
+        source, kept = self.files.source, (*self.files.parts, "scheduler")
+        # Parts that are not used, such as the safety checker, may not be there.
+        others = [name for name in self.files.index if name not in kept and not name.startswith("_")]
+        more: dict[str, Any] = {name: None for name in others if isinstance(self.files.index[name], list)}
+        more |= {"vae": load_part(AutoencoderKL, source, "vae", torch.float32)}
+        more |= {part: load_part(cls, source, part, torch.float32) for part, cls in self._text_encoder_classes()}
+        pipe = DiffusionPipeline.from_pretrained(source.directory, unet=unet, **more)
         pipe.save_pretrained(directory)
 
     def denoiser(
@@ -218,6 +221,12 @@ class Pipeline:
             return None
         _, height, width = self.image_shape
         return torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
+
+    def _text_encoder_classes(self) -> list[tuple[str, Any]]:
+        """The text encoders' names and classes."""
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+        return list(zip(self.files.text_encoders, (CLIPTextModel, CLIPTextModelWithProjection), strict=False))
 
     def _load(self, cls: Any, part: str, dtype: torch.dtype | None = None) -> Any:
         """A frozen part in eval mode."""

@@ -2,18 +2,21 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from diffusion_gym.hub import NotFoundHereError
-from diffusion_gym.pipelines.model_source import ModelSource
+from diffusion_gym.pipelines.part_files import find_weights
 from diffusion_gym.pipelines.quiet import quiet
+
+if TYPE_CHECKING:
+    from diffusion_gym.pipelines.model_source import ModelSource
 
 _LOGGER = logging.getLogger(__name__)
 
 
-def load_part(cls: Any, source: ModelSource, part: str, dtype: torch.dtype) -> Any:
+def load_part(cls: Any, source: "ModelSource", part: str, dtype: torch.dtype) -> Any:
     """A diffusers or transformers model with the weights of a part, on the CPU.
 
     Raises:
@@ -21,19 +24,24 @@ def load_part(cls: Any, source: ModelSource, part: str, dtype: torch.dtype) -> A
         ValueError: they are damaged, of another architecture than the part's configuration says, or a pickle that
             holds more than tensors.
     """
-    directory = source.part(part)
-    what = f"model {source.name!r}: cannot load its {part} from {directory}"
-    weights = [path.name for path in _files(directory) if path.suffix in (".safetensors", ".bin")]
-    if not weights:
-        advice = "" if source.repository is None else f"; try: hf download {source.repository} --include '{part}/*'"
+    module = load_weights(cls, source.part(part), source.name, part, dtype)
+    _LOGGER.debug("loaded the %s of %s", part, source.name)
+    return module
+
+
+def load_weights(cls: Any, directory: Path, name: str, part: str, dtype: torch.dtype) -> Any:
+    """The same from a part's directory, which is there; `name` is the model's in messages."""
+    what = f"model {name!r}: cannot load its {part} from {directory}"
+    weights = find_weights(part, [path.name for path in directory.iterdir()] if directory.is_dir() else [])
+    if weights is None:
         raise NotFoundHereError(
-            f"{what}: there are no weights, neither .safetensors nor .bin, beside its config.json{advice}"
+            f"{what}: there are no weights, neither .safetensors nor .bin (of shards all), beside its config.json"
         )
     try:
         with quiet():
-            # Copies that hold half-precision files alone are common.
-            variant = "fp16" if all(".fp16." in file for file in weights) else None
-            module, info = cls.from_pretrained(directory, torch_dtype=dtype, variant=variant, output_loading_info=True)
+            module, info = cls.from_pretrained(
+                directory, torch_dtype=dtype, variant=weights.variant, output_loading_info=True
+            )
     except Exception as error:  # safetensors, pickle, torch, diffusers and transformers each raise classes of their own
         raise ValueError(
             f"{what}: the weights are damaged, not of the architecture in its config.json, or hold more than tensors "
@@ -45,12 +53,7 @@ def load_part(cls: Any, source: ModelSource, part: str, dtype: torch.dtype) -> A
             f"{what}: the weights are not of the architecture in its config.json: {len(wrong)} tensors are missing or "
             f"of another shape, the first is {wrong[0]}"
         )
-    _LOGGER.debug("loaded the %s of %s", part, source.name)
     return module
-
-
-def _files(directory: Path) -> list[Path]:
-    return list(directory.iterdir()) if directory.is_dir() else []
 
 
 def _first_line(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from diffusion_gym.rewards.base import Reward, RewardError, Scores
 from diffusion_gym.rewards.pool import PendingScores, RewardPool
 from diffusion_gym.rewards.registry import register_reward, reward_names
 from diffusion_gym.rewards.remote import RemoteReward
-from diffusion_gym.rewards.weighted import RewardSpec, WeightedReward, make_reward
+from diffusion_gym.rewards.weighted import RewardSpec, WeightedReward, check_reward, make_reward
 
 __all__ = [
     "PendingScores",
@@ -30,6 +30,7 @@ __all__ = [
     "RewardSpec",
     "Scores",
     "WeightedReward",
+    "check_reward",
     "make_reward",
     "register_reward",
     "reward_names",

@@ -83,9 +83,27 @@ def reward_by_name(
     if name.startswith(SCHEMES):
         return RemoteReward.from_options(name, options)
     if ":" in name:
-        if options:
-            raise ValueError(f"reward {name!r} is a function of your own and takes no options, got {sorted(options)}")
-        return _reward_at(name)
+        return _own_reward(name, options)
+    factory = _factory(name)
+    return factory(device, **_keywords(name, factory, options, dtype))
+
+
+def check_reward_name(name: str, *, options: Mapping[str, str] | None = None) -> None:
+    """Raise ValueError if there is no reward of this name or it has no such option; loads no weights.
+
+    A function of one's own is imported. A reward server is not asked for anything.
+    """
+    options = dict(options or {})
+    if name.startswith(SCHEMES):
+        return
+    if ":" in name:
+        _own_reward(name, options)
+    else:
+        _keywords(name, _factory(name), options, torch.float32)
+
+
+def _factory(name: str) -> RewardFactory:
+    """The factory of a named reward."""
     factory = _FACTORIES.get(name)
     if factory is None:
         for point in importlib.metadata.entry_points(group=ENTRY_POINTS, name=name):
@@ -97,7 +115,7 @@ def reward_by_name(
     if isinstance(factory, str):
         factory = pkgutil.resolve_name(factory)
     assert callable(factory)
-    return factory(device, **_keywords(name, factory, options, dtype))
+    return factory
 
 
 def _keywords(name: str, factory: RewardFactory, options: dict[str, str], dtype: torch.dtype) -> dict[str, Any]:
@@ -111,8 +129,10 @@ def _keywords(name: str, factory: RewardFactory, options: dict[str, str], dtype:
     return {**options, **({"dtype": dtype} if "dtype" in known else {})}
 
 
-def _reward_at(place: str) -> Reward:
+def _own_reward(place: str, options: Mapping[str, str]) -> Reward:
     """The callable at "module:function"."""
+    if options:
+        raise ValueError(f"reward {place!r} is a function of your own and takes no options, got {sorted(options)}")
     try:
         found = pkgutil.resolve_name(place)
     except (ImportError, AttributeError, ValueError) as error:

@@ -111,7 +111,7 @@ def _from_hub(repo: str, revision: str, wanted: Wanted) -> tuple[Path, ...]:
             Path(hf_hub_download(repo, name, revision=revision))
             for name in (*layout, *sorted(present.intersection(wanted.extras)))
         ]
-    except OSError as error:
+    except Exception as error:  # the HTTP client's classes are no OSErrors, and not the same in all versions
         raise wanted.missing(f"{repo!r} could not be downloaded from the hub ({in_short(error)})") from error
     return tuple(found[: len(layout)])
 

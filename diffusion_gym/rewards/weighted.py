@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusion_gym.device import parse_dtype
 from diffusion_gym.rewards.base import Reward, Scores, check_pictures, checked_call
-from diffusion_gym.rewards.registry import reward_by_name
+from diffusion_gym.rewards.registry import check_reward_name, reward_by_name
 
 RewardSpec = (
     str
@@ -88,6 +88,36 @@ def make_reward(
     """
     if isinstance(reward, WeightedReward):
         return reward
+    checked = _checked_terms(reward)
+    device, dtype = torch.device(device), parse_dtype(dtype)
+    options = _options(sources or {}, [term for term, _ in checked])
+    terms: list[Term] = []
+    for term, weight in checked:
+        name = _unused_name(term, {t.name for t in terms})
+        made = reward_by_name(term, device, options=options.get(term), dtype=dtype) if isinstance(term, str) else term
+        terms.append(Term(name=name, reward=made, weight=weight))
+    return WeightedReward(terms)
+
+
+def check_reward(reward: RewardSpec, *, sources: Mapping[str, str] | None = None) -> None:
+    """Raise what `make_reward` would of a reward that is misspelt, without loading any weights.
+
+    Args:
+        reward: as `make_reward` takes it.
+        sources: as `make_reward` takes them.
+
+    Raises:
+        TypeError, ValueError: as `make_reward`.
+    """
+    terms = [term for term, _ in _checked_terms(reward)]
+    options = _options(sources or {}, terms)
+    for term in terms:
+        if isinstance(term, str):
+            check_reward_name(term, options=options.get(term))
+
+
+def _checked_terms(reward: RewardSpec) -> list[tuple[str | Reward, float]]:
+    """Terms and weights of what a user writes."""
     if isinstance(reward, str) or callable(reward):
         pairs: list[tuple[Any, Any]] = [(reward, 1.0)]
     elif isinstance(reward, Mapping):
@@ -98,15 +128,7 @@ def make_reward(
         raise TypeError(f"reward must be a name, a callable, a mapping or a sequence of terms, got {reward!r}")
     if not pairs:
         raise ValueError(f"reward must have at least one term, got {reward!r}")
-    checked = [(_check_term(term), _check_weight(term, weight)) for term, weight in pairs]
-    device, dtype = torch.device(device), parse_dtype(dtype)
-    options = _options(sources or {}, [term for term, _ in checked])
-    terms: list[Term] = []
-    for term, weight in checked:
-        name = _unused_name(term, {t.name for t in terms})
-        made = reward_by_name(term, device, options=options.get(term), dtype=dtype) if isinstance(term, str) else term
-        terms.append(Term(name=name, reward=made, weight=weight))
-    return WeightedReward(terms)
+    return [(_check_term(term), _check_weight(term, weight)) for term, weight in pairs]
 
 
 def _options(sources: Mapping[str, str], terms: Sequence[Any]) -> dict[str, dict[str, str]]:

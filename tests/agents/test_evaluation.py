@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from agents import cli, run_directory
 from agents.config import (
@@ -18,11 +19,13 @@ from agents.evaluation import (
     diversity_interval,
     evaluate,
     mean_interval,
+    save_before_after,
     share_interval,
     summary,
 )
 from agents.report import write_report
 from agents.run import train
+from diffusion_gym.pipelines import Denoiser
 from diffusion_gym.rewards import register_reward
 
 
@@ -81,6 +84,64 @@ def test_other_prompts_are_evaluated_apart(settings: dict[str, Any]) -> None:
     assert report["prompts"] == ["a cow", "a fox"]
     assert (folder / run_directory.EVALUATION).is_file()
     assert not (config.out / run_directory.EVALUATION).exists()
+
+
+def test_memory_is_as_in_the_training(settings: dict[str, Any], tiny_pipeline: Any, monkeypatch: Any) -> None:
+    config = DPOKConfig(**{**settings, "iterations": 1, "slots": 2, "vae_slicing": True})
+    train(config)
+    monkeypatch.setattr(tiny_pipeline, "decode_chunk", 4)  # as on a GPU
+    rows: list[int] = []
+    decoded: list[int] = []
+    real = Denoiser.forward
+
+    def forward(self: Any, latent: torch.Tensor, *args: Any) -> torch.Tensor:
+        rows.append(len(latent))
+        return real(self, latent, *args)
+
+    monkeypatch.setattr(Denoiser, "forward", forward)
+    hook = tiny_pipeline.vae.decoder.register_forward_pre_hook(lambda _, args: decoded.append(len(args[0])))
+    evaluate(config, EvaluateConfig(pictures=5))
+    assert set(rows) == {1, 2}
+    assert set(decoded) == {1}
+    rows.clear()
+    cli.main(["sample", str(config.out), "--pictures", "5"])
+    assert set(rows) == {1, 2}
+    rows.clear()
+    cli.main(["sample", str(config.out), "--pictures", "5", "--batch-size", "3"])
+    assert set(rows) == {2, 3}
+    hook.remove()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "sample"])
+def test_pictures_can_be_decoded_one_by_one(
+    settings: dict[str, Any], tiny_pipeline: Any, monkeypatch: Any, command: str
+) -> None:
+    config = DPOKConfig(**{**settings, "iterations": 1})
+    train(config)
+    decoded: list[int] = []
+    hook = tiny_pipeline.vae.decoder.register_forward_pre_hook(lambda _, args: decoded.append(len(args[0])))
+    for option, size in (([], 4), (["--vae-slicing"], 1)):
+        monkeypatch.setattr(tiny_pipeline, "decode_chunk", 4)  # as on a GPU
+        cli.main([command, str(config.out), "--pictures", "4", *option])
+        assert set(decoded) == {size}
+        decoded.clear()
+    hook.remove()
+
+
+@pytest.mark.parametrize(("size", "tile"), [(16, 128), (64, 128), (128, 128), (256, 256), (512, 256), (1024, 256)])
+def test_large_pictures_are_scaled_down_for_the_sheet(tmp_path: Path, size: int, tile: int) -> None:
+    checkerboard = (torch.arange(size)[:, None] + torch.arange(size)) % 2
+    pictures = {"before": checkerboard.float().expand(2, 3, size, size), "after": torch.ones(2, 3, size, size)}
+    save_before_after(tmp_path / "sheet.png", pictures, ["a", "b"])
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    gap = max(4, 4 * tile // size)
+    assert sheet.shape == (2 * tile + gap, 2 * tile, 3)
+    assert (sheet[tile:] == 255).all()
+    if tile >= size:  # whole pixels
+        assert np.array_equal(sheet[: tile : tile // size, :: tile // size, 0], 255 * checkerboard.repeat(1, 2))
+    else:  # antialiased: grey, not every other pixel
+        assert np.abs(sheet[8 : tile - 8, 8 : tile - 8].astype(int) - 127).max() < 10
+    assert (tmp_path / "sheet.png").stat().st_size < 2**20
 
 
 def test_intervals() -> None:

@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from agents import plan as plan_module
 from agents.build import make_actor
 from agents.config import DDPOConfig, DPOKConfig, SFTConfig, TrainConfig
 from agents.plan import plan_training, show_plan
@@ -106,6 +107,69 @@ def test_the_plan_counts_the_calls_that_a_training_makes(tiny_model, tmp_path, c
     if isinstance(config, SFTConfig):
         found["reference"] /= 2  # the regulariser asks about the conditional half alone
     assert found == pytest.approx({name: rows[name] for name in found}, rel=0.02)
+
+
+def test_gradients_of_earlier_micro_batches_are_there_all_the_time():
+    config = DDPOConfig(full=True, gradient_checkpointing=True, device="cpu")
+    pipeline = load_pipeline("emoji", device="cpu")
+    actor = make_actor(config, pipeline, pipeline.kernel(10))
+    simulated = SimulatedUNet(config, pipeline.files, torch.float32)
+    latent, timestep = torch.randn(4, *pipeline.latent_shape), torch.zeros(4, dtype=torch.int64)
+    embedding = pipeline.prompts.embeddings(pipeline.prompts.ids(["a cat"] * 4))
+
+    def update() -> torch.Tensor:
+        for _ in range(2):
+            out = actor.denoiser(latent, timestep, embedding)
+            out.square().mean().backward()
+        return out
+
+    once, twice = (simulated.update(4, accumulating=again).memory for again in (False, True))
+    assert twice == pytest.approx(allocated(update), rel=0.2)
+    assert once < twice <= once + 4 * simulated.trained
+    several = plan_training(DDPOConfig(full=True, pictures=4, steps=4, batch_size=8, micro_batch_size=4, device="cpu"))
+    whole = plan_training(DDPOConfig(full=True, pictures=4, steps=4, batch_size=4, micro_batch_size=4, device="cpu"))
+    assert several.passing["update"] > whole.passing["update"]
+
+
+def test_a_whole_unet_is_kept_twice_where_there_is_a_kl():
+    plans = {weight: plan_training(DPOKConfig(full=True, kl_weight=weight, device="cpu")) for weight in (0.0, 0.02)}
+    more = sum(plans[0.02].standing.values()) - sum(plans[0.0].standing.values())
+    assert more == 4 * plans[0.0].parameters
+    adapters = plan_training(DPOKConfig(device="cpu"))
+    assert adapters.standing["pretrained UNet"] == 0
+
+
+def test_weights_are_kept_apart_while_adapters_are_merged():
+    merged, apart = (plan_training(DPOKConfig(merge_adapters=merge, device="cpu")) for merge in (True, False))
+    pipeline = load_pipeline("emoji", device="cpu")
+    unet = make_actor(DPOKConfig(), pipeline, pipeline.kernel(10)).unet
+    weights = sum(m.get_base_layer().weight.nbytes for m in unet.modules() if isinstance(m, BaseTunerLayer))
+    assert merged.passing["sample"] - apart.passing["sample"] == weights
+
+
+def test_replay_asks_the_reference_about_what_no_update_drew_before(tiny_model, tmp_path):
+    config = DPOKConfig(out=tmp_path, model=str(tiny_model), reward="jpeg_compressibility", prompts=("a cat",))
+    config.pictures, config.steps, config.rollouts, config.kl_fraction = 12, 4, 2, 0.5
+    config.device, config.guidance_scale, config.lora_rank = "cpu", 2.0, 2
+    training = Training(config)
+    training.iterate()
+    outputs = training.algorithm.reference_outputs
+    before = outputs.computed
+    for _ in range(3):
+        training.iterate()
+    plan, one = plan_training(config), SimulatedUNet(config, read_model_files(config.model), torch.float32)
+    assert plan.flops["reference"] / one.rollout(1).flops == pytest.approx((outputs.computed - before) / 3, rel=0.15)
+    # Stored for the whole buffer, whatever share was asked about.
+    assert plan.host["reference outputs"] == outputs._output_ICHW.nbytes
+    assert plan.host["trajectories"] == pytest.approx(training.buffer.nbytes(), rel=0.1)
+    assert plan_training(DPOKConfig(kl_weight=0.0, device="cpu")).host["reference outputs"] == 0
+
+
+def test_the_speed_of_the_device_is_measured_with_its_work_done(monkeypatch):
+    waited = []
+    monkeypatch.setattr(plan_module, "wait_for", waited.append)
+    assert plan_module.matrix_product_rate(torch.device("cpu"), torch.float32) > 0
+    assert len(waited) == 8
 
 
 def test_the_plan_as_a_user_sees_it():

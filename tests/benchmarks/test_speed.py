@@ -51,17 +51,21 @@ def test_the_overhead_is_split_into_its_shares(plan):
     assert sum(found["unet_calls"]["sampling"]) == 2 * plan.pictures * plan.steps
 
 
-def test_the_kl_term_costs_one_reference_call_a_transition(plan):
-    latents = []
-    for config in overhead.kl_settings(plan):
+def test_the_kl_term_costs_one_reference_call_a_compared_transition(plan):
+    latents = {}
+    for share, config in overhead.kl_settings(plan).items():
         training = Training(config)
         calls = overhead.record_calls(training.policy.actor.unet, training.iterate)
-        latents.append([sum(len(c.arguments[0]) for c in calls if c.gradient == kind) for kind in (False, True)])
-    (forward, trained), (forward_without, trained_without) = latents
-    assert trained == trained_without == 2 * plan.pictures * 2
-    assert forward == forward_without + trained
-    found = overhead.kl_cost(plan)
-    assert found["ratio"]["mean"] == pytest.approx(found["with_kl"][0] / found["without_kl"][0])
+        latents[share] = [sum(len(c.arguments[0]) for c in calls if c.gradient == kind) for kind in (False, True)]
+    without, trained = latents["0"]
+    assert trained == 2 * plan.pictures * 2
+    assert latents == {
+        "0": [without, trained],
+        "1": [without + trained, trained],
+        "0.5": [without + trained // 2, trained],
+    }
+    for found in overhead.kl_cost(plan).values():
+        assert found["ratio"]["mean"] == pytest.approx(found["with_kl"][0] / found["without_kl"][0])
 
 
 def test_cost_a_picture_is_the_iterations_over_its_pictures(plan):
@@ -211,7 +215,7 @@ def test_every_part_has_its_lines():
     point = {"value": 1, "a_picture": 0.1, "a_picture_and_step": 0.01, "over_first": one}
     rows = report.rows(
         {
-            "overhead": {"iterations": [iteration], "dpok_kl": {"ratio": one}},
+            "overhead": {"iterations": [iteration], "dpok_kl": {"1": {"ratio": one}, "0.5": {"ratio": one}}},
             "trl": found_by_trl(),
             "scaling": {"pictures": [point, point]},
             "memory": {"growth_mib": 2.0, "growth_of_stored_mib": 3.0},
@@ -219,8 +223,9 @@ def test_every_part_has_its_lines():
     )
     bars = {row.measure: row.at_most for row in rows if row.at_most is not None}
     assert bars == {
-        "iteration without decode and reward / bare UNet, r": 1.05,
-        "DPOK with KL / without": 1.3,
+        "iteration / bare UNet, r": 1.05,
+        "DPOK with KL on 1 / without": 1.3,
+        "DPOK with KL on 0.5 / without": 1.15,
         "same work, ours / TRL, our adapters": 0.95,
         "same reward, ours / TRL, median": 1 / 3,
         "KL there, ours, nats a picture": 5.0,

@@ -21,15 +21,28 @@ UNET = {
     "time_embedding.linear_2": "time_embed.2",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "mid_block.resnets.0": "middle_block.0",
     "mid_block.attentions.0": "middle_block.1",
     "mid_block.resnets.1": "middle_block.2",
 }
+OPEN_CLIP = {
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "embeddings.token_embedding": "token_embedding",
+    "final_layer_norm": "ln_final",
+    "encoder.layers": "transformer.resblocks",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "fc1": "c_fc",
+    "fc2": "c_proj",
+    "self_attn": "attn",
+}
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 
-def save_single_file(pipe: Any, path: Path) -> Path:
-    """Save a Stable Diffusion 1.x pipeline of diffusers with one layer a block."""
+def save_single_file(pipe: Any, path: Path, **more: torch.Tensor) -> Path:
+    """Save a Stable Diffusion 1.x or XL pipeline of diffusers with one layer a block, and more tensors."""
     tensors = {f"model.diffusion_model.{_unet(n, pipe.unet)}": v for n, v in pipe.unet.state_dict().items()}
     blocks = len(pipe.vae.config.block_out_channels)
     for name, value in pipe.vae.state_dict().items():
@@ -37,11 +50,37 @@ def save_single_file(pipe: Any, path: Path) -> Path:
         if re.search(r"attn_1\.(q|k|v|proj_out)\.weight", renamed):
             value = value[..., None, None]
         tensors[f"first_stage_model.{renamed}"] = value
+    second = getattr(pipe, "text_encoder_2", None)
+    prefix = "conditioner.embedders.0.transformer." if second else "cond_stage_model.transformer."
     for name, value in pipe.text_encoder.state_dict().items():
-        name = name if name.startswith("text_model.") else f"text_model.{name}"
-        tensors[f"cond_stage_model.transformer.{name}"] = value
-    save_file({name: value.contiguous().clone() for name, value in tensors.items()}, path)
+        tensors[prefix + (name if name.startswith("text_model.") else f"text_model.{name}")] = value
+    if second is not None:
+        tensors.update(_open_clip(second.state_dict(), "conditioner.embedders.1.model."))
+    save_file({name: value.contiguous().clone() for name, value in (tensors | more).items()}, path)
     return path
+
+
+def _open_clip(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors of a CLIPTextModelWithProjection by the names of OpenCLIP, which has q, k and v in one."""
+    renamed = {}
+    for name, value in state.items():
+        name = name.removeprefix("text_model.")
+        for theirs, ours in OPEN_CLIP.items():
+            name = name.replace(theirs, ours)
+        if name.startswith("text_projection"):
+            renamed["text_projection"] = value.T
+        elif match := re.fullmatch(r"(.*\.attn\.)q_proj\.(weight|bias)", name):
+            parts = [state[full] for full in _qkv(state, value)]
+            renamed[f"{match[1]}in_proj_{match[2]}"] = torch.cat(parts)
+        elif not re.search(r"\.[kv]_proj\.", name):
+            renamed[name] = value
+    return {prefix + name: value for name, value in renamed.items()}
+
+
+def _qkv(state: dict[str, torch.Tensor], query: torch.Tensor) -> list[str]:
+    """The names of q, k and v of one attention, by the tensor of its q."""
+    name = next(name for name, value in state.items() if value is query)
+    return [name.replace("q_proj", f"{letter}_proj") for letter in "qkv"]
 
 
 def _unet(name: str, unet: Any) -> str:
