@@ -88,6 +88,7 @@ def make_algorithm(
         normalise=config.normalise,
         kl_weight=config.kl_weight,
         kl_fraction=config.kl_fraction,
+        kl_reference=config.kl_reference,
         kl_form=config.kl_form,
         ratio_form=config.ratio_form,
         critic=critic,

@@ -53,6 +53,9 @@ class DPOK(PolicyGradient):
         kl_fraction: share of the transitions, chosen at random in each update, on which the KL is taken; it counts that
             much more there, so the gradient stays unbiased. 0.5 saves half of the reference's calls at the price of a
             noisier KL.
+        kl_reference: what the KL is taken to. "pretrained", as published; or "rollout", the policy that drew the
+            pictures, whose means rollouts then store: no reference calls at all, but it restrains how far one update
+            goes, not how far the policy gets in the end. Its gradient is 0 in an update's first optimizer step.
         kl_form: "exact", the Gaussian KL with the schedule's factor; or "unweighted", the mean squared difference of
             the model outputs, which weighs the last steps far less.
         ratio_form: "ppo", the pessimistic minimum; or "clamped", without it, as published.
@@ -81,6 +84,7 @@ class DPOK(PolicyGradient):
         reward_weight: float = 1.0,
         kl_weight: float = 0.02,
         kl_fraction: float = 1.0,
+        kl_reference: Literal["pretrained", "rollout"] = "pretrained",
         kl_form: Literal["exact", "unweighted"] = "exact",
         ratio_form: Literal["ppo", "clamped"] = "ppo",
         normalise: bool = True,
@@ -98,6 +102,10 @@ class DPOK(PolicyGradient):
     ) -> None:
         if kl_form not in ("exact", "unweighted"):
             raise ValueError(f'kl_form must be "exact" or "unweighted", got {kl_form!r}')
+        if kl_reference not in ("pretrained", "rollout"):
+            raise ValueError(f'kl_reference must be "pretrained" or "rollout", got {kl_reference!r}')
+        if kl_reference == "rollout" and kl_form != "exact":
+            raise ValueError(f'kl_reference="rollout" stores means: kl_form must be "exact", got {kl_form!r}')
         if ratio_form not in ("ppo", "clamped"):
             raise ValueError(f'ratio_form must be "ppo" or "clamped", got {ratio_form!r}')
         if not kl_weight >= 0:
@@ -132,7 +140,9 @@ class DPOK(PolicyGradient):
         self.value_batch_size = value_batch_size
         self.statistics = PerPromptStatistics() if statistics is None else statistics
         # Not a submodule: the reference is neither trained nor saved.
-        self.reference_outputs = ReferenceOutputs(Reference(policy.actor)) if kl_weight > 0 else None
+        asked = kl_weight > 0 and kl_reference == "pretrained"
+        self.reference_outputs = ReferenceOutputs(Reference(policy.actor)) if asked else None
+        policy.keeps_mean = kl_weight > 0 and kl_reference == "rollout"
         self._compared_I = np.zeros(0, dtype=np.bool_)
         self._compared_weight = kl_weight
         self._newest_serial = -1
@@ -174,14 +184,18 @@ class DPOK(PolicyGradient):
         loss_B = -weight_B * clipped_B
         if self.ratio_form == "ppo":
             loss_B = torch.maximum(-weight_B * ratio_B, loss_B)
-        if self.reference_outputs is None:
+        if not self.kl_weight:
             return Terms(loss_B=loss_B, ratio_B=ratio_B.detach())
         compared = np.flatnonzero(self._compared_I[t.rows])
         at = torch.from_numpy(compared).to(output_BCHW.device)
-        reference_BCHW = self.reference_outputs.get(rollout.index_I[t.rows[compared]], output_BCHW.device)
-        mean_ref_BCHW = kernel.mean(reference_BCHW, t.latent_BCHW[at], t.step_B[at])
+        if self.reference_outputs is None:
+            assert t.mean_BCHW is not None
+            reference_BCHW, mean_ref_BCHW = None, t.mean_BCHW[at]
+        else:
+            reference_BCHW = self.reference_outputs.get(rollout.index_I[t.rows[compared]], output_BCHW.device)
+            mean_ref_BCHW = kernel.mean(reference_BCHW, t.latent_BCHW[at], t.step_B[at])
         kl_B = kernel.kl_divergence(mean_BCHW[at], mean_ref_BCHW, t.step_B[at], reduction=reduction)
-        if self.kl_form == "exact":
+        if self.kl_form == "exact" or reference_BCHW is None:
             penalty_B = kl_B
         else:
             penalty_B = (output_BCHW[at] - reference_BCHW).square().flatten(1).mean(1)
@@ -191,7 +205,7 @@ class DPOK(PolicyGradient):
 
     def _contributes(self, rows: Index, advantage_B: Floats) -> npt.NDArray[np.bool_]:
         useful = super()._contributes(rows, advantage_B)
-        return useful if self.reference_outputs is None else useful | self._compared_I[rows]
+        return useful | self._compared_I[rows] if self.kl_weight else useful
 
     def _choose_compared(self, rollout: Rollout, rows: Index) -> Index:
         """Choose the transitions on which the KL is taken; returns their rows."""

@@ -122,6 +122,7 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
         },
         host={
             "trajectories": latents * (config.steps + 1),
+            "means of the rollout": latents * config.steps if getattr(config, "kl_reference", "") == "rollout" else 0,
             "reference outputs": latents * config.steps if isinstance(config, DPOKConfig) and compared else 0,
         },
         flops={name: value for name, value in flops.items() if value},
@@ -205,7 +206,7 @@ def _transitions(config: TrainConfig) -> tuple[int, int]:
         return seen, seen if config.regulariser == "kl-o" else 0
     rollouts = getattr(config, "rollouts", 1)
     seen = config.pictures * _steps(config) * rollouts * config.passes
-    if not isinstance(config, DPOKConfig) or config.kl_weight == 0:
+    if not isinstance(config, DPOKConfig) or config.kl_weight == 0 or config.kl_reference == "rollout":
         return seen, 0
     # Each update draws a share of every picture it has, and asks only about what no update drew before.
     share = config.kl_fraction * _steps(config) / config.steps

@@ -164,6 +164,8 @@ class LatentReplayBuffer(VectorReplayBuffer):
             "first": self._first_ECHW,
             "serial": self.serial_I,
         }
+        if "mean" in self._meta.policy:
+            tensors["mean"] = self._meta.policy.mean
         return {
             "tensors": {name: torch.from_numpy(np.asarray(array)) for name, array in tensors.items()},
             **self.cursors(),
@@ -181,7 +183,7 @@ class LatentReplayBuffer(VectorReplayBuffer):
         self.set_batch(
             Batch(
                 obs=Batch(step=t["step"], prompt_id=t["prompt_id"]),
-                policy=Batch(log_prob=t["log_prob"]),
+                policy=Batch({name: t[name] for name in ("log_prob", "mean") if name in t}),
                 **{name: t[name] for name in ("act", "rew", "terminated", "truncated", "done")},
             )
         )

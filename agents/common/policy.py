@@ -30,6 +30,8 @@ class DenoisingPolicy(ProbabilisticActorPolicy):
     """
 
     actor: DenoisingActor
+    keeps_mean = False
+    """Whether rollouts store each transition's mean too, as much again as the latents."""
 
     def __init__(
         self,
@@ -66,7 +68,8 @@ class DenoisingPolicy(ProbabilisticActorPolicy):
             state: unused.
 
         Returns:
-            A Batch of `act` (B, C, H, W), `dist`, and `policy.log_prob` (B,) float32, which the Collector stores.
+            A Batch of `act` (B, C, H, W), `dist`, and what the Collector stores: `policy.log_prob` (B,) float32 and, if
+            `keeps_mean`, `policy.mean` (B, C, H, W) float32.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and "act" in batch):
             mean_and_sigma, _ = self.actor(batch.obs)
@@ -74,7 +77,8 @@ class DenoisingPolicy(ProbabilisticActorPolicy):
         act = dist.sample()
         with torch.no_grad():
             log_prob = dist.log_prob(act)
-        return Batch(act=act, dist=dist, policy=Batch(log_prob=log_prob))
+        stored = Batch(log_prob=log_prob, mean=dist.loc) if self.keeps_mean else Batch(log_prob=log_prob)
+        return Batch(act=act, dist=dist, policy=stored)
 
     def map_action(self, act: Any) -> Any:
         """The action itself."""

@@ -26,6 +26,7 @@ class Transitions:
         step_B: int64.
         embedding: of the prompts; None without prompts.
         log_prob_B: float32, of the action when it was taken.
+        mean_BCHW: float32, the policy's mean then; None if it was not stored.
     """
 
     rows: Index
@@ -34,6 +35,7 @@ class Transitions:
     step_B: Tensor
     embedding: PromptEmbedding | None
     log_prob_B: Tensor
+    mean_BCHW: Tensor | None
 
 
 class Rollout:
@@ -103,14 +105,15 @@ class Rollout:
         index = self.index_I[rows]
         obs = self.buffer.get(index, "obs")
         latent, step = self.actor.latent_and_step(obs)
-        device = latent.device
+        device, stored = latent.device, self.buffer.policy
         return Transitions(
             rows=rows,
             latent_BCHW=latent,
             action_BCHW=torch.as_tensor(self.buffer.act[index], dtype=torch.float32, device=device),
             step_B=step,
             embedding=self.actor.embedding(obs),
-            log_prob_B=torch.as_tensor(self.buffer.policy.log_prob[index], dtype=torch.float32, device=device),
+            log_prob_B=torch.as_tensor(stored.log_prob[index], dtype=torch.float32, device=device),
+            mean_BCHW=torch.as_tensor(stored.mean[index], device=device) if "mean" in stored else None,
         )
 
 

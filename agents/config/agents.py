@@ -69,6 +69,9 @@ class DPOKConfig(PolicyGradientConfig):
     """Raise it when pictures degrade while the reward rises; lower it when the reward does not rise."""
     kl_fraction: float = 1.0
     """Share of the transitions on which the KL is taken; 0.5 saves half of the pretrained model's calls."""
+    kl_reference: Literal["pretrained", "rollout"] = "pretrained"
+    """"rollout" takes the KL to the policy that drew the pictures: no calls of the pretrained model, but it holds back
+    how far an update goes, not how far the policy gets in the end."""
     kl_form: Literal["exact", "unweighted"] = "exact"
     """"unweighted" is the released code's difference of noise predictions."""
     ratio_form: Literal["ppo", "clamped"] = "ppo"
@@ -89,6 +92,8 @@ class DPOKConfig(PolicyGradientConfig):
             raise ValueError(f"--kl-fraction must be in (0, 1], got {self.kl_fraction}")
         if self.rollouts < 1:
             raise ValueError(f"--rollouts must be 1 or more, got {self.rollouts}")
+        if self.kl_reference == "rollout" and self.kl_form != "exact":
+            raise ValueError(f"--kl-reference rollout needs --kl-form exact, got {self.kl_form}")
         if self.kl_weight == 0 and self.kl_form != "exact":
             raise ValueError(f"--kl-form {self.kl_form} has no effect with --kl-weight 0: leave one of them out")
 

@@ -46,8 +46,8 @@ class Plan:
     splits: tuple[int, ...] = (1, 2, 4)
     prompts: tuple[str, ...] = ("a blue cat", "three foxes on the beach")
     seeds: tuple[int, ...] = (0, 1, 2)
-    budget: float = 300.0
-    points: int = 15
+    budget: float = 240.0
+    points: int = 12
     evaluated: int = 64
     evaluation_steps: int = 20
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,13 @@ from agents.ddpo import DDPO
 from agents.dpok import DPOK
 
 
-def slow_gradient(w: Any, *, kl_weight: float, clip_range: float) -> torch.Tensor:
-    """Gradient of PPO's objective, plus a weight times the KL to the pretrained UNet, over all transitions.
+def slow_gradient(w: Any, *, old: Any, reference: Any, kl_weight: float, clip_range: float) -> torch.Tensor:
+    """Gradient of PPO's objective, plus a weight times the KL to a reference, over all transitions.
 
-    The old policy is a copy of the present one, the pretrained one a newly loaded UNet; both are called anew at every
-    transition, and guidance, means and densities are written out.
+    `old`, the UNet that drew the pictures, and `reference` are called anew at every transition, and guidance, means and
+    densities are written out.
     """
     actor, kernel = w.policy.actor, w.env.kernel
-    old, pretrained = copy.deepcopy(actor.unet), w.env.pipeline.load_unet()
     prompts = actor.prompts
     buffer = w.buffer
     index = buffer.sample_indices(0)
@@ -44,7 +44,7 @@ def slow_gradient(w: Any, *, kl_weight: float, clip_range: float) -> torch.Tenso
         variance = kernel.sigma(torch.tensor([step])).square()
         new = mean(actor.unet, latent, step, prompt)
         with torch.no_grad():
-            before, base = mean(old, latent, step, prompt), mean(pretrained, latent, step, prompt)
+            before, base = mean(old, latent, step, prompt), mean(reference, latent, step, prompt)
         # Densities' means over the latent; what does not depend on the mean cancels in the ratio.
         log_ratio = ((action - before).square() - (action - new).square()).div(2 * variance).mean()
         ratio = log_ratio.exp()
@@ -57,20 +57,48 @@ def slow_gradient(w: Any, *, kl_weight: float, clip_range: float) -> torch.Tenso
 
 
 @pytest.mark.parametrize("merged", [False, True])
-@pytest.mark.parametrize(("kind", "kl_weight"), [(DDPO, 0.0), (DPOK, 0.0), (DPOK, 0.5)])
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (DDPO, {}),
+        (DPOK, {"kl_weight": 0.0}),
+        (DPOK, {"kl_weight": 0.5}),
+        (DPOK, {"kl_weight": 0.5, "kl_reference": "rollout"}),
+    ],
+    ids=["ddpo", "dpok_without_kl", "dpok", "dpok_kl_to_rollout"],
+)
 def test_the_gradient_is_the_slow_references(
-    world: Callable[..., Any], kind: Any, kl_weight: float, merged: bool
+    world: Callable[..., Any], kind: Any, settings: dict[str, Any], merged: bool
 ) -> None:
     w = world(perturb=0.05, prompts=("a cat",))
-    if merged:
-        with merged_adapters(w.policy.actor.unet):
-            w.collect()
-    else:
-        w.collect()
-    settings = {"kl_weight": kl_weight} if kind is DPOK else {}
     algorithm = kind(policy=w.policy, optim=recorder(), max_grad_norm=None, clip_range=1e-3, **settings)
-    stats = w.update(algorithm)
-    assert stats.gradient_steps == 1
-    assert stats.ratio_deviation < 1e-6
-    expected = slow_gradient(w, kl_weight=kl_weight, clip_range=1e-3)
-    assert (algorithm.optim._optim.gradient - expected).norm() < 1e-4 * expected.norm()
+    unet = w.policy.actor.unet
+    with merged_adapters(unet) if merged else nullcontext():
+        w.collect()
+    old = copy.deepcopy(unet)
+    reference = old if "kl_reference" in settings else w.env.pipeline.load_unet()
+    weights = {"kl_weight": settings.get("kl_weight", 0.0), "clip_range": 1e-3}
+    for moved in (False, True):
+        if moved:  # as later optimizer steps find it
+            for parameter in unet.parameters():
+                if parameter.requires_grad:
+                    parameter.data += 1e-3 * torch.randn_like(parameter)
+        stats = w.update(algorithm)
+        assert (stats.ratio_deviation < 1e-6) != moved
+        expected = slow_gradient(w, old=old, reference=reference, **weights)
+        assert (algorithm.optim._optim.gradient - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_the_kl_to_the_rollouts_policy_needs_no_reference(world: Callable[..., Any]) -> None:
+    w = world(perturb=0.05)
+    gradients = []
+    for settings in ({"kl_weight": 0.0}, {"kl_weight": 0.5, "kl_reference": "rollout"}):
+        algorithm = DPOK(policy=w.policy, optim=recorder(), max_grad_norm=None, **settings)
+        w.collect()
+        stats = w.update(algorithm)
+        gradients.append(algorithm.optim._optim.gradient)
+    assert algorithm.reference_outputs is None
+    assert stats.kl is not None
+    assert stats.kl < 1e-6
+    # The KL to itself has no gradient: it holds a policy back only once it has moved.
+    assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[0].norm()

@@ -142,9 +142,10 @@ def test_a_silent_hub_is_not_waited_for(hub, monkeypatch):
     assert time.perf_counter() - start < 2
 
 
-def test_a_download_that_breaks_off_is_named(hub, monkeypatch):
+@pytest.mark.parametrize("kind", [ConnectionError, type("ConnectionError", (Exception,), {})], ids=["os", "client"])
+def test_a_download_that_breaks_off_is_named(hub, monkeypatch, kind):
     def fail(repo, name, revision):
-        raise ConnectionError("reset")
+        raise kind("reset")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
     with pytest.raises(FileNotFoundError, match=rf"could not be downloaded .*ConnectionError: reset.*{ADVICE}"):
