@@ -65,13 +65,13 @@ QUICK = Plan(seeds=(0,), iterations=6, pictures=16, many_iterations=4, many_pict
 def methods(plan: Plan) -> dict[str, TrainConfig]:
     """The ways to fine-tune on one prompt; chosen on other prompts and seeds than those reported, see the page."""
     rl = DPOKConfig(iterations=plan.iterations, pictures=plan.pictures, **DPOK)
-    # The first iterations gather the pictures of the pretrained model, then come ten passes over them.
+    # The first iterations gather the pictures of the pretrained model, then come six passes over them.
     sft = SFTConfig(
         weighting="reward",
         shift=1.0,
         regulariser="kl-o",
         pool=plan.iterations * plan.pictures,
-        iterations=plan.iterations + 5,
+        iterations=plan.iterations + 3,
         pictures=plan.pictures,
     )
     return {"sft": sft, "rl": replace(rl, kl_weight=0.0), "rl_kl": rl}

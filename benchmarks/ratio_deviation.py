@@ -2,13 +2,15 @@
 
     python -m benchmarks.ratio_deviation [--model DIR] [--steps 50] [--pictures 8]
 
-For the UNet in float32, bfloat16 and float16 and micro-batches of several sizes, prints the largest |ratio - 1| under
+For the UNet in float32 (its adapters apart, and merged into the weights in the rollout, as in training), bfloat16 and
+float16, and micro-batches of several sizes, prints the largest |ratio - 1| under
 mean reduction, and the same in the rollout's own geometry (one denoising step of all pictures at once), as JSON. The
 policy is the pretrained model with adapters moved off zero, so that they take part.
 """
 
 import argparse
 import json
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from tianshou.data import Collector
 
 from agents.common.actor import DenoisingActor
 from agents.common.buffer import LatentReplayBuffer
-from agents.common.lora import add_lora
+from agents.common.lora import add_lora, merged_adapters
 from agents.common.policy import DenoisingPolicy
 from agents.common.rollout import Index, Rollout, chunks
 from agents.common.venv import BatchedVenv
@@ -39,7 +41,9 @@ def deviation(rollout: Rollout, parts: list[Index]) -> float:
     return worst
 
 
-def measure(model: str, *, steps: int, pictures: int, dtype: str, device: str) -> dict[str, float]:
+def measure(
+    model: str, *, steps: int, pictures: int, dtype: str, device: str, merged: bool = False
+) -> dict[str, float]:
     """One rollout, rescored in micro-batches of each size."""
     torch.manual_seed(0)
     env = TextToImageVectorEnv(
@@ -62,7 +66,8 @@ def measure(model: str, *, steps: int, pictures: int, dtype: str, device: str) -
     buffer = LatentReplayBuffer(num_envs=pictures, num_steps=steps)
     collector: Collector[Any] = Collector(policy, BatchedVenv(env), buffer)
     collector.reset(gym_reset_kwargs={"seed": 0})
-    collector.collect(n_step=pictures * steps)
+    with merged_adapters(unet) if merged else nullcontext():
+        collector.collect(n_step=pictures * steps)
     rollout = Rollout(buffer, actor)
     shuffled = np.random.default_rng(0).permutation(len(rollout))
     found = {f"micro_batch_{size}": deviation(rollout, chunks(shuffled, size)) for size in SIZES}
@@ -80,6 +85,7 @@ def main() -> None:
     given = parser.parse_args()
     settings = {"steps": given.steps, "pictures": given.pictures, "device": given.device}
     result = {dtype: measure(given.model, dtype=dtype, **settings) for dtype in DTYPES}
+    result["float32, adapters merged"] = measure(given.model, dtype="float32", merged=True, **settings)
     print(json.dumps({"model": given.model, **settings, **result}, indent=2))
 
 

@@ -1,10 +1,11 @@
 """How fast is training, against the bare UNet calls and against TRL's DDPOTrainer?
 
-    python -m benchmarks.speed [--quick] [--trl DIR] [--only overhead,trl,scaling,memory]
+    python -m benchmarks.speed [--quick] [--trl DIR] [--only overhead,options,trl,scaling,memory]
 
 overhead: an iteration (sampling, decoding, reward, update) over its UNet calls alone; DPOK's KL term.
+options: what the options that make training cheaper save of an iteration.
 trl: an iteration over one of TRL's that does the same; CPU time to the reward that TRL ends at, each side with its best
-    settings (TRL's from `python -m benchmarks.speed.search`). Needs TRL in a directory of its own, see --trl.
+    settings (from `python -m benchmarks.speed.search`). Needs TRL in a directory of its own, see --trl.
 scaling: cost a picture by pictures, steps, micro-batch and size of the latents.
 memory: growth of the peak with pictures.
 
@@ -22,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.command import RESULTS, write_result
-from benchmarks.speed import memory, overhead, report, same_reward, same_work, scaling, search
+from benchmarks.speed import memory, options, overhead, report, same_reward, same_work, scaling, search
 from benchmarks.speed.parts import kept
 from benchmarks.speed.peer import INSTALL, is_installed
 from benchmarks.speed.plan import QUICK, Plan
 
-PARTS = ("overhead", "trl", "scaling", "memory")
+PARTS = ("overhead", "options", "trl", "scaling", "memory")
 
 
 def measure(plan: Plan, out: Path, parts: Sequence[str], trl: Path | None) -> dict[str, Any]:
@@ -35,6 +36,7 @@ def measure(plan: Plan, out: Path, parts: Sequence[str], trl: Path | None) -> di
     whole = asdict(plan)
     runs: dict[str, Callable[[], Any]] = {
         "overhead": lambda: overhead.measure(plan),
+        "options": lambda: options.measure(plan),
         "scaling": lambda: scaling.measure(plan),
         "memory": lambda: memory.measure(plan),
     }

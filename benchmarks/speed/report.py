@@ -42,6 +42,9 @@ def rows(found: dict[str, Any]) -> list[Row]:
         for fraction, cost in found["overhead"]["dpok_kl"].items():
             most = 1.3 if float(fraction) == 1 else 1.15
             lines.append(_ratio("overhead", f"DPOK with KL on {fraction} / without", cost["ratio"], most))
+    for name, one in found.get("options", {}).items():
+        if name != "default":
+            lines.append(_ratio("options", f"iteration / default, {name}", one["over_default"]))
     if "trl" in found:
         lines += _trl_rows(found["trl"])
     for name, points in found.get("scaling", {}).items():

@@ -12,7 +12,7 @@ import torch
 from agents.common.lora import add_lora
 from agents.training import Training
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import learning, memory, overhead, report, same_work, scaling
+from benchmarks.speed import learning, memory, options, overhead, report, same_work, scaling
 from benchmarks.speed.parts import alternate, cpu_seconds, in_turn, kept, ratio
 from benchmarks.speed.plan import QUICK, Plan
 from benchmarks.speed.same_reward import compare, point_of_level, summary
@@ -66,6 +66,18 @@ def test_the_kl_term_costs_one_reference_call_a_compared_transition(plan):
     }
     for found in overhead.kl_cost(plan).values():
         assert found["ratio"]["mean"] == pytest.approx(found["with_kl"][0] / found["without_kl"][0])
+
+
+def test_options_change_one_thing_of_the_default(plan):
+    chosen = options.settings(plan)
+    plain = chosen.pop("default").to_json()
+    for name, config in chosen.items():
+        config.check()
+        changed = {key for key, value in config.to_json().items() if plain[key] != value}
+        assert changed == set(options.OPTIONS[name]), name
+    found = options._measure(plan)
+    assert list(found) == ["default", *chosen]
+    assert found["default"]["over_default"]["mean"] == 1
 
 
 def test_cost_a_picture_is_the_iterations_over_its_pictures(plan):
@@ -216,11 +228,13 @@ def test_every_part_has_its_lines():
     rows = report.rows(
         {
             "overhead": {"iterations": [iteration], "dpok_kl": {"1": {"ratio": one}, "0.5": {"ratio": one}}},
+            "options": {"default": {"over_default": one}, "guided_training=False": {"over_default": one}},
             "trl": found_by_trl(),
             "scaling": {"pictures": [point, point]},
             "memory": {"growth_mib": 2.0, "growth_of_stored_mib": 3.0},
         }
     )
+    assert [row.measure for row in rows if row.part == "options"] == ["iteration / default, guided_training=False"]
     bars = {row.measure: row.at_most for row in rows if row.at_most is not None}
     assert bars == {
         "iteration / bare UNet, r": 1.05,
