@@ -127,7 +127,7 @@ class TrainConfig:
             raise ValueError(f"--slots must divide --pictures {self.pictures}, got {self.slots}")
         if self.async_rewards and self.num_slots() >= self.pictures:
             raise ValueError(
-                f"--async-rewards needs --slots smaller than --pictures {self.pictures}, got {self.num_slots()}: with "
+                f"--async-rewards needs --slots smaller than --pictures {self.pictures}, got {self.slots}: with "
                 "all pictures sampled at once there is nothing left to sample while they are judged"
             )
         if self.full and self.dtype != "float32":
