@@ -5,9 +5,10 @@
 by the gradient of its equation for online RL: score function with importance ratio for the reward, and the gradient of
 each step's KL at the latents that were visited. The reward may be replaced by r - V(x_t, z, t).
 
-What the paper's released code does differently is here under its own name (`PUBLISHED`): an unweighted mean squared
-difference of the noise predictions for the KL, a clamp of the ratio without PPO's minimum (no gradient at all outside
-the band), and raw rewards.
+What the paper's released code does differently are options: an unweighted mean squared difference of the noise
+predictions for the KL (`kl_form="unweighted"`), a clamp of the ratio without PPO's minimum, so no gradient at all
+outside the band (`ratio_form="clamped"`), and raw rewards (`normalise=False`). Its numbers are those of the preset
+`sd15-dpok`.
 """
 
 from typing import Any, Literal
@@ -26,17 +27,6 @@ from agents.common.optim import Accumulator
 from agents.common.policy import DenoisingPolicy
 from agents.common.reference import Reference, ReferenceOutputs
 from agents.common.rollout import Index, Rollout, Transitions, chunks
-
-PUBLISHED: dict[str, Any] = {
-    "reward_weight": 10.0,
-    "kl_weight": 0.01,
-    "kl_form": "unweighted",
-    "ratio_form": "clamped",
-    "normalise": False,
-    "clip_range": 1e-4,
-    "max_grad_norm": 0.1,
-}
-"""Arguments of `DPOK` for the single-prompt runs of the released code (learning rate 1e-5, two rollouts kept)."""
 
 
 class DPOK(PolicyGradient):

@@ -13,7 +13,7 @@ from agents.common.critic import LatentCritic
 from agents.common.optim import adamw
 from agents.common.rollout import Rollout, chunks
 from agents.ddpo import DDPO
-from agents.dpok import DPOK, PUBLISHED
+from agents.dpok import DPOK
 
 MakeWorld = Callable[..., Any]
 
@@ -231,9 +231,9 @@ def test_clamped_ratio_has_no_gradient_outside_the_band(world: MakeWorld) -> Non
     w = world(perturb=0.02)
     w.collect()
     w.buffer.policy.log_prob[:] -= 1.0  # ratio e, far outside
-    published = DPOK(policy=w.policy, optim=recorder(), **{**PUBLISHED, "kl_weight": 0.0, "max_grad_norm": None})
-    assert gradient(w, published).norm() == 0
-    assert gradient(w, DPOK(policy=w.policy, optim=recorder(), kl_weight=0.0, max_grad_norm=None)).norm() > 0
+    settings: dict[str, Any] = {"policy": w.policy, "kl_weight": 0.0, "max_grad_norm": None}
+    assert gradient(w, DPOK(ratio_form="clamped", optim=recorder(), **settings)).norm() == 0
+    assert gradient(w, DPOK(ratio_form="ppo", optim=recorder(), **settings)).norm() > 0
 
 
 def test_timestep_subsets_are_unbiased(world: MakeWorld) -> None:
