@@ -82,10 +82,10 @@ def agents(plan: Plan) -> dict[str, TrainConfig]:
         "ddpo": DDPOConfig(**common, **POLICY_GRADIENT),
         "dpok": DPOKConfig(**common, **DPOK),
         "rwr": SFTConfig(**common),
-        # Half of the pictures' iterations gather what the pretrained model draws, and five more learn from it.
+        # All pictures are drawn from the pretrained model; then come six passes over the best tenth.
         "sft": SFTConfig(
-            **(common | {"iterations": plan.iterations + 5}),
-            weighting="best",
+            **(common | {"iterations": plan.iterations + 3}),
+            weighting="top",
             regulariser="kl-o",
             pool=plan.iterations * plan.pictures,
         ),
