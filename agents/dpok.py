@@ -118,6 +118,7 @@ class DPOK(PolicyGradient):
         self.reward_weight = reward_weight
         self.kl_weight = kl_weight
         self.kl_fraction = kl_fraction
+        self.kl_reference = kl_reference
         self.kl_form = kl_form
         self.ratio_form = ratio_form
         self.normalise = normalise
@@ -142,6 +143,8 @@ class DPOK(PolicyGradient):
         value_loss = None if self.critic is None else self._fit_critic(batch)
         stats = super()._update_with_batch(batch, batch_size, repeat)
         stats.value_loss = value_loss
+        if self.kl_reference == "rollout":
+            stats.kl, stats.kl_to_rollout = None, stats.kl
         return stats
 
     def _prepare(self, rollout: Rollout, rows: Index) -> Floats:

@@ -4,24 +4,9 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
+from agents.common.memory import is_out_of_memory
 from agents.config import StockConfig, TrainConfig
 from agents.run_directory import RunError
-
-_SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
-"""In what the CPU's allocator, MPS and CUDA's libraries say, which have no exception of their own."""
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether memory ran out, here or in what the error comes from (a reward's)."""
-    while error is not None:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
-            return True
-        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS):
-            return True
-        error = error.__cause__
-    return False
 
 
 def shortened(error: BaseException) -> str:
@@ -35,7 +20,7 @@ def training_advice(config: TrainConfig) -> str:
     free += [f"--vae-slicing (now {_on(config.vae_slicing)})"]
     bound = [f"--slots (now {config.num_slots()})"]
     if isinstance(config, StockConfig):
-        bound.append(f"--batch-size (now {config.minibatch() or config.pictures * config.steps})")
+        bound.append(f"--batch-size (now {config.minibatch() or config.transitions()})")
     else:
         free.insert(0, f"a lower --micro-batch-size (now {config.micro_batch_size})")
     return f"use {', '.join(free)} with --resume, or in a new run a lower {' and a lower '.join(bound)}"

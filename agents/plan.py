@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from agents.common.timer import wait_for
-from agents.config import DPOKConfig, PolicyGradientConfig, SFTConfig, StockConfig, TrainConfig
+from agents.config import DPOKConfig, SFTConfig, StockConfig, TrainConfig
 from agents.inputs import check_inputs
 from agents.simulate import SimulatedUNet, decoder_cost, text_encoder_parameters
 from diffusion_gym.device import DTYPES, parse_device
@@ -54,7 +54,9 @@ class TrainingPlan:
         standing: bytes on the device from the first to the last iteration, by what they are for.
         passing: bytes beside those at the peak of each phase.
         host: bytes in main memory, by what they are for.
-        flops: floating-point operations of an iteration by phase.
+        flops: floating-point operations by phase, of an iteration that has the phase.
+        gathering: iterations that fill a pool of pictures: the last of them is the first that learns, and later ones
+            sample nothing. 0 if every iteration does both.
     """
 
     parameters: int
@@ -63,6 +65,7 @@ class TrainingPlan:
     passing: Mapping[str, int]
     host: Mapping[str, int]
     flops: Mapping[str, int]
+    gathering: int
 
     @property
     def memory(self) -> int:
@@ -90,19 +93,19 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
     chunk = 1 if config.vae_slicing else decode_chunk(files, torch.device("cpu" if config.device == "cpu" else "cuda"))
     decoder_parameters, decode = decoder_cost(files, dtype, min(chunk, slots))
     micro, several = _micro_batch(config)
-    rollout, update, reference = unet.rollout(slots), unet.update(micro, accumulating=several), unet.rollout(1)
+    rollout, update, reference = unet.rollout(slots), unet.update(micro, accumulating=several), unet.reference(1)
     reward = sum(n for name, n in REWARD_PARAMETERS.items() if name in config.reward)
-    seen, compared = _transitions(config)
+    compared = _compared(config)
     moments = 2 if config.full else 3  # beside the weights, or with them
     flops = {
         "sample": rollout.flops // slots * config.pictures * config.steps,
         "decode": decode.flops // min(chunk, slots) * config.pictures,
         "reference": reference.flops * compared,
-        "update": update.flops // micro * seen,
+        "update": update.flops // micro * config.transitions() * config.passes,
     }
-    if isinstance(config, SFTConfig):
-        flops |= {"update": flops["update"] // (2 if unet.denoiser.is_guided else 1)}
-    latents = 4 * torch.Size(files.latent_shape).numel() * config.pictures * getattr(config, "rollouts", 1)
+    latent = 4 * torch.Size(files.latent_shape).numel()
+    latents = latent * config.pictures * getattr(config, "rollouts", 1)
+    pool = config.pool if isinstance(config, SFTConfig) else 0
     # While pictures are sampled with merged adapters, the weights are kept apart.
     copies = unet.adapted * size if config.merges_adapters() else 0
     return TrainingPlan(
@@ -122,10 +125,12 @@ def plan_training(config: TrainConfig) -> TrainingPlan:
         },
         host={
             "trajectories": latents * (config.steps + 1),
+            "pool": latent * pool,
             "means of the rollout": latents * config.steps if getattr(config, "kl_reference", "") == "rollout" else 0,
             "reference outputs": latents * config.steps if isinstance(config, DPOKConfig) and compared else 0,
         },
         flops={name: value for name, value in flops.items() if value},
+        gathering=pool // config.pictures,
     )
 
 
@@ -140,14 +145,12 @@ def show_plan(config: TrainConfig) -> str:
     plan = plan_training(config)
     files = read_model_files(config.model)
     _, height, width = files.image_shape
-    total = sum(plan.flops.values())
-    share = ", ".join(f"{name} {100 * value / total:.0f}%" for name, value in plan.flops.items())
     peak = max(plan.passing, key=lambda name: plan.passing[name])
     lines = [
         f"model       {files.model}: {height} x {width}, UNet of {plan.parameters / 1e6:,.0f} M parameters in "
         f"{config.dtype}",
         f"trained     {plan.trained / 1e6:,.1f} M parameters",
-        f"iteration   {config.pictures} pictures x {config.steps} steps, {total / 1e12:,.1f} TFLOP ({share})",
+        *_iterations(config, plan),
         f"memory      {_size(plan.memory)} on the device at the peak of the {peak} phase:",
         *(f"              {_size(value):>10}  {name}" for name, value in plan.standing.items() if value),
         *(f"              {_size(value):>10}  {name} phase" for name, value in plan.passing.items()),
@@ -159,10 +162,10 @@ def show_plan(config: TrainConfig) -> str:
         fits = "fits" if plan.cuda_memory <= free else "does NOT fit: lower --slots and --micro-batch-size"
         lines.append(f"device      {torch.cuda.get_device_name(device)}, {_size(free)}: {fits}")
     rate = matrix_product_rate(device, DTYPES[config.dtype]) * UTILISATION
-    lines.append(f"time        about {_time(total / rate)} an iteration on this machine ({device.type})")
+    lines.append(f"time        about {_times(plan, rate)} on this machine ({device.type})")
     if device.type == "cpu" and height * width > 128 * 128:
         lines += [
-            f"            about {_time(total / (rate * UTILISATION))} on a {name} ({memory} GB"
+            f"            about {_times(plan, rate * UTILISATION)} on a {name} ({memory} GB"
             f"{'' if plan.cuda_memory <= memory * 1e9 else ', too small'}) in bfloat16"
             for name, (memory, rate) in DEVICES.items()
         ]
@@ -186,31 +189,52 @@ def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 def _micro_batch(config: TrainConfig) -> tuple[int, bool]:
     """Transitions in one call with gradient, and whether an optimizer step has several such calls."""
-    minibatch = config.minibatch() or config.pictures * _steps(config)
+    minibatch = config.minibatch() or config.transitions()
     if isinstance(config, StockConfig):
         return minibatch, False
     return min(config.micro_batch_size, minibatch), config.micro_batch_size < minibatch
 
 
-def _steps(config: TrainConfig) -> int:
-    """Steps of a picture that an update learns from."""
-    if isinstance(config, PolicyGradientConfig):
-        return max(1, round(config.timestep_fraction * config.steps))
-    return config.steps
-
-
-def _transitions(config: TrainConfig) -> tuple[int, int]:
-    """Transitions (pictures for supervised agents) an update visits, and those the reference is asked about."""
+def _compared(config: TrainConfig) -> int:
+    """Transitions (pictures for supervised agents) of an iteration that the pretrained model is asked about."""
     if isinstance(config, SFTConfig):
-        seen = config.pictures * config.passes
-        return seen, seen if config.regulariser == "kl-o" else 0
-    rollouts = getattr(config, "rollouts", 1)
-    seen = config.pictures * _steps(config) * rollouts * config.passes
+        return config.transitions() * config.passes if config.regulariser == "kl-o" else 0
     if not isinstance(config, DPOKConfig) or config.kl_weight == 0 or config.kl_reference == "rollout":
-        return seen, 0
+        return 0
     # Each update draws a share of every picture it has, and asks only about what no update drew before.
-    share = config.kl_fraction * _steps(config) / config.steps
-    return seen, round(config.pictures * config.steps * (1 - (1 - share) ** rollouts))
+    share = config.kl_fraction * config.trained_steps() / config.steps
+    return round(config.pictures * config.steps * (1 - (1 - share) ** config.rollouts))
+
+
+def _kinds(plan: TrainingPlan) -> list[Mapping[str, int]]:
+    """Operations by phase of each kind of iteration: one that does all, or one that gathers and one that learns."""
+    if not plan.gathering:
+        return [plan.flops]
+    gathers = {name: value for name, value in plan.flops.items() if name in ("sample", "decode")}
+    return [gathers, {name: value for name, value in plan.flops.items() if name not in gathers}]
+
+
+def _iterations(config: TrainConfig, plan: TrainingPlan) -> list[str]:
+    """What an iteration does, or those that gather and those that learn."""
+    found = []
+    for flops in _kinds(plan):
+        total = sum(flops.values())
+        share = ", ".join(f"{name} {100 * value / total:.0f}%" for name, value in flops.items())
+        found.append(f"{total / 1e12:,.1f} TFLOP ({share})")
+    sampled = f"{config.pictures} pictures x {config.steps} steps"
+    if not plan.gathering:
+        return [f"iteration   {sampled}, {found[0]}"]
+    pool, full, last = f"{config.transitions():,} pictures", plan.gathering, config.iterations
+    learns = f"iterations {full} to {last}, each {config.passes} x {pool}, {found[1]}"
+    return [f"gathers     iterations 1 to {full}, each {sampled}, {found[0]}", f"learns      {learns}"]
+
+
+def _times(plan: TrainingPlan, rate: float) -> str:
+    """Time of an iteration at so many operations a second."""
+    times = [_time(sum(flops.values()) / rate) for flops in _kinds(plan)]
+    if len(times) == 1:
+        return f"{times[0]} an iteration"
+    return f"{times[0]} an iteration that gathers and {times[1]} one that learns"
 
 
 def _size(count: float) -> str:

@@ -43,6 +43,8 @@ def format_record(record: dict[str, Any], total: int, seconds: list[float]) -> s
         parts.append(f"reward {record['reward']:+.3f} ±{record['reward_std']:.3f}")
     if "kl" in record:
         parts.append(f"kl {record['kl']:.2f} nats")
+    if "kl_to_rollout" in record:
+        parts.append(f"kl to rollout {record['kl_to_rollout']:.2g} nats")
     if "clip_fraction" in record:
         parts.append(f"clipped {record['clip_fraction']:.0%}")
     if "ratio_deviation" in record:

@@ -20,6 +20,7 @@ from agents.run_directory import (
 _CURVES = (
     ("reward", "reward"),
     ("kl", "KL to the pretrained model, nats a picture"),
+    ("kl_to_rollout", "KL to the policy that drew the pictures, nats a picture"),
     ("clip_fraction", "share of ratios clipped"),
     ("ratio_deviation", "largest |ratio - 1| before the first update"),
     ("grad_norm", "gradient norm"),
@@ -32,7 +33,7 @@ _NAMES = {
     "reader_fraction": "reader: share of attributes right",
     "quality": "quality",
     "diversity": "diversity",
-    "kl": "KL, nats a picture",
+    "kl": "KL to the pretrained model, nats a picture",
 }
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}

@@ -24,7 +24,8 @@ def train(config: TrainConfig) -> Any:
     config.check()
     run_directory.check(config)
     say("loading the model")
-    from agents.memory import advised, is_out_of_memory, loading_advice, shortened, training_advice
+    from agents.common.memory import is_out_of_memory
+    from agents.memory import advised, loading_advice, shortened, training_advice
     from agents.profile import Tracer, table, undisturbed
     from agents.progress import Board, ProgressLine
     from agents.training import Training

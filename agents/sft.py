@@ -25,7 +25,7 @@ from agents.common.optim import Accumulator
 from agents.common.policy import DenoisingPolicy
 from agents.common.reference import Reference
 from agents.common.rollout import Index, Rollout, chunks
-from diffusion_gym.pipelines import Pipeline
+from diffusion_gym.pipelines import Pipeline, PromptEmbedding
 
 Weighting = Literal["reward", "softmax", "top", "best"]
 
@@ -204,15 +204,29 @@ class RewardWeightedSFT(DenoisingAlgorithm):
         kind = self.pipeline.files.scheduler.get("prediction_type", "epsilon")
         target = {"epsilon": noise, "v_prediction": signal * noise - spread * x0, "sample": x0}[kind]
         embedding = self.pipeline.prompts.embeddings(self.pipeline.prompts.ids(list(prompts)))
-        # The conditional output alone: guidance is no part of the denoising loss.
-        predict = self.policy.actor.denoiser.conditional
-        output = predict(latent, timestep_B, embedding)
+        output, base = self._outputs(latent, timestep_B, embedding)
         loss_B = weight_B * (output - target).square().flatten(1).mean(1)
-        if self._reference is not None:
-            with torch.no_grad(), self._reference.active():
-                base = predict(latent, timestep_B, embedding)
+        if base is not None:
             loss_B = loss_B + self.regulariser_weight * (output - base).square().flatten(1).mean(1)
         return loss_B
+
+    def _outputs(
+        self, latent_BCHW: Tensor, timestep_B: Tensor, embedding: PromptEmbedding
+    ) -> tuple[Tensor, Tensor | None]:
+        """The policy's output and, if the regulariser asks for it, the pretrained model's.
+
+        The conditional ones alone: guidance is no part of the denoising loss.
+        """
+        actor = self.policy.actor
+        output = actor.denoiser.conditional(latent_BCHW, timestep_B, embedding)
+        if self._reference is None:
+            return output, None
+        with torch.no_grad(), self._reference.active():
+            return output, actor.denoiser.conditional(latent_BCHW, timestep_B, embedding)
+
+    def predict(self, latent_BCHW: Tensor, step_B: Tensor, embedding: PromptEmbedding) -> Tensor:
+        """As `DenoisingAlgorithm.predict`."""
+        return self._outputs(latent_BCHW, self.policy.actor.kernel.timestep(step_B), embedding)[0]
 
     def _gather(self, rollout: Rollout) -> None:
         """Take the finished latents, in the place of the last ones or in addition to them."""

@@ -5,7 +5,7 @@ run as training runs it. Every tensor that appears is counted until it is freed.
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from agents.common.lora import add_lora
-from agents.config import TrainConfig
+from agents.config import SFTConfig, TrainConfig
 from diffusion_gym.pipelines import Denoiser, ModelFiles, PromptEmbedding
 from diffusion_gym.pipelines.pipeline import vae_dtype
 from diffusion_gym.pipelines.quiet import quiet
@@ -158,11 +158,17 @@ class SimulatedUNet:
             unconditional_gradient=config.unconditional_gradient,
             time_ids=torch.zeros(6, device="meta") if self._pooled else None,
         )
+        self._learner = self.denoiser.conditional if isinstance(config, SFTConfig) else self.denoiser
 
     def rollout(self, pictures: int) -> Cost:
         """One denoising step of `pictures` pictures, without gradient."""
         with torch.no_grad():
-            return self._run(pictures, backward=False)
+            return self._run(self.denoiser, pictures)
+
+    def reference(self, transitions: int) -> Cost:
+        """The pretrained model's call on so many transitions of an update."""
+        with torch.no_grad():
+            return self._run(self._learner, transitions)
 
     def update(self, transitions: int, *, accumulating: bool = False) -> Cost:
         """One micro-batch of the update, forward and backward; gradients of the parameters included.
@@ -171,16 +177,17 @@ class SimulatedUNet:
             transitions: of the micro-batch.
             accumulating: whether one came before it in the optimizer step, whose gradients are there all the time.
         """
-        return self._run(transitions, backward=True, accumulating=accumulating)
+        return self._run(self._learner, transitions, accumulating=accumulating)
 
-    def _run(self, batch: int, *, backward: bool, accumulating: bool = False) -> Cost:
+    def _run(self, denoise: Callable[..., Tensor], batch: int, *, accumulating: bool = False) -> Cost:
+        """Cost of a call; where gradients are enabled, of the backward pass too."""
         latent = torch.empty((batch, *self.latent_shape), device="meta")
         timestep = torch.zeros(batch, dtype=torch.int64, device="meta")
         embedding = self._embedding(batch)
 
         def call() -> None:
-            out = self.denoiser(latent, timestep, embedding)
-            if backward:
+            out = denoise(latent, timestep, embedding)
+            if out.requires_grad:
                 out.square().mean().backward()
 
         memory, flops = PeakMemory(), FlopCounterMode(display=False)

@@ -93,7 +93,7 @@ class Training:
         if isinstance(self.algorithm, DenoisingAlgorithm):
             self.algorithm.timer = self.timer
             if config.measure_micro_batch:
-                self.algorithm.micro_batch_size = self._fastest_micro_batch()
+                self.algorithm.micro_batch_size = self._fastest_micro_batch(self.algorithm)
         self.buffer = LatentReplayBuffer(
             num_envs=slots, num_steps=config.steps, waves=self.waves, rollouts=getattr(config, "rollouts", 1)
         )
@@ -120,11 +120,7 @@ class Training:
         self.between_updates = True
         with policy_within_training_step(self.policy):
             if getattr(self.algorithm, "wants_pictures", True):
-                unet = self.policy.actor.unet
-                merged = merged_adapters(unet) if self.config.merges_adapters() else nullcontext()
-                with self.timer.phase("sample"), merged:
-                    self._collect()
-                self.between_updates = False
+                self._collect()
                 with self.timer.phase("update"):
                     stats = self.algorithm.update(self.buffer, self.config.minibatch(), self.config.passes)
                 self.buffer.reset(keep_statistics=True)
@@ -221,10 +217,10 @@ class Training:
         """Drop rewards that are not being computed yet."""
         self.env.close()
 
-    def _fastest_micro_batch(self) -> int:
+    def _fastest_micro_batch(self, algorithm: DenoisingAlgorithm) -> int:
         bank = self.pipeline.prompts
         seconds = seconds_a_transition(
-            self.policy.actor,
+            algorithm,
             self.pipeline.latent_shape,
             bank.embeddings(bank.ids([self.env.prompts.texts[0]])),
             largest=self.config.micro_batch_size,
@@ -237,10 +233,13 @@ class Training:
         self.env.reward(noise, [self.env.prompts.texts[0]], [self.env.prompts.metadata[0]])
 
     def _collect(self) -> None:
-        """Fill the buffer and `episodes`; go back to the beginning if that fails."""
+        """Fill the buffer and `episodes` and end `between_updates`; go back to the beginning if that fails."""
         random, cursors = random_state(), self.buffer.cursors()
+        merges = self.config.merges_adapters()
         try:
-            self._sample()
+            with self.timer.phase("sample"), merged_adapters(self.policy.actor.unet) if merges else nullcontext():
+                self._sample()
+            self.between_updates = False  # the last thing that Ctrl-C can undo
         except BaseException:
             self.episodes = []
             self.buffer.rewind(cursors)

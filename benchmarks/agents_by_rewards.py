@@ -82,7 +82,7 @@ def agents(plan: Plan) -> dict[str, TrainConfig]:
         "ddpo": DDPOConfig(**common, **POLICY_GRADIENT),
         "dpok": DPOKConfig(**common, **DPOK),
         "rwr": SFTConfig(**common),
-        # All pictures are drawn from the pretrained model; then come six passes over the best tenth.
+        # All pictures are drawn from the pretrained model; then come eight passes over the best tenth.
         "sft": SFTConfig(
             **(common | {"iterations": plan.iterations + 3}),
             weighting="top",

@@ -22,7 +22,7 @@ import numpy as np
 from agents.config import DPOKConfig, EvaluateConfig, SFTConfig, TrainConfig
 from agents.run_directory import SCORES, read_history
 from benchmarks.command import Benchmark, write_result
-from benchmarks.intervals import PAIRS, Floats, apart, bootstrap
+from benchmarks.intervals import Floats, apart, bootstrap, of_pairs
 from benchmarks.jobs import Job
 from benchmarks.settings import DPOK
 from diffusion_gym.emoji.grammar import PROBES, held_out_prompts, training_prompts
@@ -65,7 +65,7 @@ QUICK = Plan(seeds=(0,), iterations=6, pictures=16, many_iterations=4, many_pict
 def methods(plan: Plan) -> dict[str, TrainConfig]:
     """The ways to fine-tune on one prompt; chosen on other prompts and seeds than those reported, see the page."""
     rl = DPOKConfig(iterations=plan.iterations, pictures=plan.pictures, **DPOK)
-    # The first iterations gather the pictures of the pretrained model, then come six passes over them.
+    # The first iterations gather the pictures of the pretrained model, then come eight passes over them.
     sft = SFTConfig(
         weighting="reward",
         shift=1.0,
@@ -126,9 +126,10 @@ def single_prompt(plan: Plan, out: Path) -> dict[str, Any]:
                 scores(out, [f"{source}/{probe}/{seed}" for seed in plan.seeds], "probe", when, measure)
                 for probe in plan.probes
             ]
-            spread = PAIRS if measure == "diversity" else 1.0
-            found = {probe: bootstrap([g], spread=spread) for probe, g in zip(plan.probes, groups, strict=True)}
-            table[method][measure] = {**found, "mean": bootstrap(groups, spread=spread)}
+            if measure == "diversity":
+                groups = [of_pairs(group) for group in groups]
+            found = {probe: bootstrap([group]) for probe, group in zip(plan.probes, groups, strict=True)}
+            table[method][measure] = {**found, "mean": bootstrap(groups, paired=True)}
 
     def better(one: str, other: str, measure: str, probe: str) -> bool:
         a, b = table[one][measure][probe], table[other][measure][probe]

@@ -8,9 +8,16 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Interval = dict[str, float]
 RESAMPLES = 4000
-PAIRS = 2.0
-"""`spread` of a mean over pairs of pictures, given as each picture's mean over its pairs: a picture that is drawn anew
-moves its own value and its share in all others."""
+
+
+def of_pairs(scores_SB: Floats) -> Floats:
+    """Scores (S, B) of a mean over pairs of pictures, given as each picture's mean over its pairs, for `bootstrap`.
+
+    A picture that is drawn anew moves its own value and its share in all others, so each value's deviation from its
+    seed's mean counts twice; the seeds' means stay.
+    """
+    mean_S1 = scores_SB.mean(1, keepdims=True)
+    return np.asarray(mean_S1 + 2.0 * (scores_SB - mean_S1))
 
 
 def mean_of_means(*groups: Floats) -> float:
@@ -23,7 +30,6 @@ def bootstrap(
     statistic: Callable[..., float] = mean_of_means,
     *,
     paired: bool = False,
-    spread: float = 1.0,
     seed: int = 0,
 ) -> Interval:
     """A statistic of groups of scores, with its 95% percentile interval.
@@ -35,8 +41,8 @@ def bootstrap(
     Args:
         groups: scores (S, B) of S seeds and B pictures each; the i-th pictures of all seeds come from the same noise.
         statistic: takes the groups; by default the mean of their means.
-        paired: whether the groups, too, have the same seeds and noise, as before and after a training.
-        spread: deviations from the statistic are multiplied by this; `PAIRS` for diversity.
+        paired: whether the groups, too, have the same seeds and noise, as before and after a training, or the same
+            training on several prompts.
         seed: of the bootstrap.
     """
     rng = np.random.default_rng(seed)
@@ -51,7 +57,7 @@ def bootstrap(
         return statistic(*resampled)
 
     low, high = np.percentile([drawn() for _ in range(RESAMPLES)], [2.5, 97.5])
-    return {"mean": point, "low": point + spread * (float(low) - point), "high": point + spread * (float(high) - point)}
+    return {"mean": point, "low": float(low), "high": float(high)}
 
 
 def apart(one: Interval, other: Interval) -> bool:

@@ -10,13 +10,16 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from agents.config import EvaluateConfig, TrainConfig
-from agents.run_directory import CHECKPOINT, CONFIG, EVALUATION, TENSORBOARD, check, read_history
+from agents.run_directory import CHECKPOINT, CONFIG, EVALUATION, TENSORBOARD, RunError, check, read_history
+
+SETTINGS = "settings.json"
+"""Of an evaluation, beside its results."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,17 @@ class Job:
         folder = out / self.name
         if (folder / CONFIG).is_file():
             check(replace(self.config, out=folder, resume=True))
-        files = [folder / key / EVALUATION for key in self.evaluations]
-        return all(
-            path.is_file() and json.loads(path.read_text())["iterations"] == self.config.iterations for path in files
+        return all(self.is_evaluated(key, folder / key) for key in self.evaluations)
+
+    def is_evaluated(self, key: str, folder: Path) -> bool:
+        """Whether `folder` holds this evaluation, of the finished training and with these settings."""
+        files = folder / EVALUATION, folder / SETTINGS
+        if not all(path.is_file() for path in files):
+            return False
+        result, settings = (json.loads(path.read_text()) for path in files)
+        return bool(
+            result["iterations"] == self.config.iterations
+            and settings == json.loads(json.dumps(asdict(self.evaluations[key])))
         )
 
 
@@ -90,10 +101,16 @@ def run_job(job: Job, out: Path) -> None:
     folder = out / job.name
     config = replace(job.config, out=folder, resume=(folder / CONFIG).is_file())
     print(f"--- {job.name}", flush=True)
-    if not (folder / CHECKPOINT).is_file() or len(read_history(folder)) < config.iterations:
+    done = len(read_history(folder)) if (folder / CHECKPOINT).is_file() else 0
+    if done > config.iterations:
+        raise RunError(
+            f"{folder} is trained for {done} iterations, more than the {config.iterations} asked for: use another --out"
+        )
+    if done < config.iterations:
         train(config)
     for key, settings in job.evaluations.items():
         evaluate(config, settings, folder=folder / key)
+        (folder / key / SETTINGS).write_text(json.dumps(asdict(settings), indent=1) + "\n")
     shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from agents.config import DPOKConfig, EvaluateConfig
 from agents.run_directory import SCORES
 from benchmarks.command import Benchmark, write_result
-from benchmarks.intervals import PAIRS, bootstrap
+from benchmarks.intervals import bootstrap, of_pairs
 from benchmarks.jobs import Job
 from benchmarks.settings import DPOK
 
@@ -72,12 +72,9 @@ def paths(plan: Plan, out: Path) -> dict[str, list[dict[str, Any]]]:
         for stage, source, when in [(0, plan.stages[0], "before"), *((s, s, "after") for s in plan.stages)]:
             files = [out / f"{weight}/{seed}" / str(source) / SCORES for seed in plan.seeds]
             scores = [json.loads(path.read_text())[when] for path in files]
-            point = {
-                measure: bootstrap(
-                    [np.array([s[measure] for s in scores])], spread=PAIRS if measure == "diversity" else 1.0
-                )
-                for measure in MEASURES
-            }
+            groups = {measure: np.array([s[measure] for s in scores]) for measure in MEASURES}
+            groups["diversity"] = of_pairs(groups["diversity"])
+            point = {measure: bootstrap([group]) for measure, group in groups.items()}
             found[str(weight)].append({"iterations": stage, "pictures": stage * plan.pictures, **point})
     return found
 

@@ -13,6 +13,9 @@ optim          adamw and other optimizers over the trainable parameters; Accumul
 lora           add_lora, save_lora, load_lora
 reference      Reference: the pretrained policy; ReferenceOutputs: its outputs, computed once
 sampling       sample_pictures: pictures from seeds, as diffusers draws them
+micro_batch    seconds_a_transition: which size of micro-batch a machine likes best
+memory         is_out_of_memory: whether an error says that memory ran out
+timer          PhaseTimer: where the time of an iteration goes
 checkpoint     files that are whole or not there; random states
 """
 

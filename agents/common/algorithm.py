@@ -20,6 +20,7 @@ from agents.common.optim import Accumulator, loss_scaler
 from agents.common.policy import DenoisingPolicy
 from agents.common.rollout import Index, Rollout, Transitions, chunks
 from agents.common.timer import PhaseTimer
+from diffusion_gym.pipelines import PromptEmbedding
 
 StepWeights = Literal["uniform", "equal_noise"]
 
@@ -37,8 +38,9 @@ class DenoisingStats(TrainingStats):
             float32) on new transitions means that rollout and update do not agree.
         clip_fraction: share of transitions whose ratio left the clip range.
         skipped_fraction: share of transitions that contribute nothing (their advantage is 0) and were left out.
-        kl: KL to the pretrained model in nats a picture, summed over its steps (DPOK's bound); None where the algorithm
-            has no reference.
+        kl: KL to the pretrained model in nats a picture, summed over its steps (DPOK's bound); None where it is not
+            computed.
+        kl_to_rollout: likewise, KL to the policy that drew the pictures.
         value_loss: mean squared error of the value function; None without one.
     """
 
@@ -50,6 +52,7 @@ class DenoisingStats(TrainingStats):
     clip_fraction: float | None = None
     skipped_fraction: float | None = None
     kl: float | None = None
+    kl_to_rollout: float | None = None
     value_loss: float | None = None
 
 
@@ -131,6 +134,16 @@ class DenoisingAlgorithm(OnPolicyAlgorithm[DenoisingPolicy]):
             lr_scheduler.step()
         stats.train_time = time() - start
         return stats
+
+    def predict(self, latent_BCHW: Tensor, step_B: Tensor, embedding: PromptEmbedding) -> Tensor:
+        """The output that a micro-batch's loss comes from, with gradient: the calls that `micro_batch` times.
+
+        Args:
+            latent_BCHW: latents, float32.
+            step_B: steps, int64.
+            embedding: of the B prompts.
+        """
+        return self.policy.actor.mean_and_output(latent_BCHW, step_B, embedding)[0]
 
     @abstractmethod
     def _update_with_batch(self, batch: Rollout, batch_size: int | None, repeat: int) -> DenoisingStats:

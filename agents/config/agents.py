@@ -29,10 +29,17 @@ class PolicyGradientConfig(TrainConfig):
         if not 0 < self.timestep_fraction <= 1:
             raise ValueError(f"--timestep-fraction must be in (0, 1], got {self.timestep_fraction}")
 
+    def trained_steps(self) -> int:
+        """Steps of a picture that an update learns from."""
+        return max(1, round(self.timestep_fraction * self.steps))
+
+    def transitions(self) -> int:
+        """As `TrainConfig.transitions`."""
+        return self.pictures * self.trained_steps()
+
     def minibatch(self) -> int | None:
         """As `TrainConfig.minibatch`."""
-        steps = max(1, round(self.timestep_fraction * self.steps))
-        return self.batch_size or ceil(self.pictures * steps / 3)
+        return self.batch_size or ceil(self.transitions() / 3)
 
 
 @dataclass(kw_only=True)
@@ -97,6 +104,10 @@ class DPOKConfig(PolicyGradientConfig):
         if self.kl_weight == 0 and self.kl_form != "exact":
             raise ValueError(f"--kl-form {self.kl_form} has no effect with --kl-weight 0: leave one of them out")
 
+    def transitions(self) -> int:
+        """As `TrainConfig.transitions`, once as many rollouts are there as are kept."""
+        return super().transitions() * self.rollouts
+
 
 @dataclass(kw_only=True)
 class SFTConfig(TrainConfig):
@@ -132,11 +143,20 @@ class SFTConfig(TrainConfig):
             raise ValueError("--reduction has no effect with sft, which has no log-probabilities: leave it out")
         if self.pool < 0 or self.pool % self.pictures:
             raise ValueError(f"--pool must be 0 or a multiple of --pictures {self.pictures}, got {self.pool}")
+        if self.pool > (drawn := self.iterations * self.pictures):
+            raise ValueError(
+                f"--pool must be at most {drawn}, which is what --iterations {self.iterations} draw, got {self.pool}: "
+                "nothing is learned before it is full"
+            )
         if self.regulariser_weight < 0:
             raise ValueError(f"--regulariser-weight must be 0 or more, got {self.regulariser_weight}")
 
+    def transitions(self) -> int:
+        """As `TrainConfig.transitions`, once the pool is full."""
+        return self.pool or self.pictures
+
     def minibatch(self) -> int | None:
-        """As `TrainConfig.minibatch`."""
+        """As `TrainConfig.minibatch`; of a pool as many as without one."""
         return self.batch_size or ceil(self.pictures / 2)
 
 

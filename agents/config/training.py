@@ -81,8 +81,8 @@ class TrainConfig:
     """Pictures denoised at once, a divisor of `pictures`; by default all, or of more than 64 a part of at most 64: more
     would not be faster. Lower it when memory is short."""
     batch_size: int | None = None
-    """Transitions an optimizer step; by default a third of those an update learns from (a half for ppo and sft, all for
-    reinforce and a2c)."""
+    """Transitions an optimizer step; by default a third of those an update learns from (a half for ppo, all for
+    reinforce and a2c, half of an iteration's pictures for sft)."""
     passes: int = 2
     """How often an update goes through the transitions."""
     micro_batch_size: int = 64
@@ -161,9 +161,13 @@ class TrainConfig:
         fits = self.dtype == "float32" and self.reduction == "mean" and not self.compile
         return self.merge_adapters and fits and not self.full
 
+    def transitions(self) -> int:
+        """Transitions (pictures for supervised agents) an update learns from."""
+        return self.pictures * self.steps
+
     def minibatch(self) -> int | None:
         """Transitions (pictures for supervised agents) an optimizer step; None for all of them."""
-        return self.batch_size or ceil(self.pictures * self.steps / 2)
+        return self.batch_size or ceil(self.transitions() / 2)
 
     def reward_spec(self) -> str | dict[str, float]:
         """The reward as `make_reward` takes it.

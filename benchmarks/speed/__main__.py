@@ -9,8 +9,9 @@ trl: an iteration over one of TRL's that does the same; CPU time to the reward t
 scaling: cost a picture by pictures, steps, micro-batch and size of the latents.
 memory: growth of the peak with pictures.
 
-All of it is CPU time of one thread, from alternating runs; run it on a machine that does nothing else. Parts that are
-done are not done again (delete `--out` to begin anew). Writes `speed.json`, `.csv` and `.png` into `benchmarks/results`
+All of it is CPU time of one thread. What is compared runs in turn, and the two sides' trainings at the same time; use a
+machine that does nothing else. Parts that are done are not done again unless their settings have changed; when the code
+has, delete `--out`. Writes `speed.json`, `.csv` and `.png` into `benchmarks/results`
 (with `--quick` into `--out`).
 """
 
@@ -23,17 +24,30 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.command import RESULTS, write_result
-from benchmarks.speed import memory, options, overhead, report, same_reward, same_work, scaling, search
-from benchmarks.speed.parts import kept
+from benchmarks.speed import candidates, memory, options, overhead, report, same_reward, same_work, scaling, search
+from benchmarks.speed.parts import kept, known_of
 from benchmarks.speed.peer import INSTALL, is_installed
 from benchmarks.speed.plan import QUICK, Plan
 
 PARTS = ("overhead", "options", "trl", "scaling", "memory")
 
 
+def settings(plan: Plan) -> dict[str, dict[str, Any]]:
+    """What each part's result depends on, beside the code."""
+    whole = asdict(plan)
+    cases = {"cases": {name: asdict(case) for name, case in same_work.CASES.items()}}
+    best = {"ours": candidates.OURS[candidates.BEST_OURS], "peer": asdict(candidates.PEER[candidates.BEST_PEER])}
+    return {
+        **dict.fromkeys(PARTS, whole),
+        "options": {**whole, "options": options.OPTIONS},
+        "same_work": whole | cases,
+        "trl": whole | cases | best,
+    }
+
+
 def measure(plan: Plan, out: Path, parts: Sequence[str], trl: Path | None) -> dict[str, Any]:
     """What the parts found; one that is not asked for is there if it was done before."""
-    whole = asdict(plan)
+    keys = settings(plan)
     runs: dict[str, Callable[[], Any]] = {
         "overhead": lambda: overhead.measure(plan),
         "options": lambda: options.measure(plan),
@@ -42,7 +56,7 @@ def measure(plan: Plan, out: Path, parts: Sequence[str], trl: Path | None) -> di
     }
     if trl is not None:
         runs["trl"] = lambda: {
-            "same_work": kept(out / "same_work.json", whole, lambda: same_work.measure(plan, str(trl))),
+            "same_work": kept(out / "same_work.json", keys["same_work"], lambda: same_work.measure(plan, str(trl))),
             "same_reward": same_reward.measure(plan, str(trl), out / "trainings"),
         }
     found: dict[str, Any] = {}
@@ -50,9 +64,9 @@ def measure(plan: Plan, out: Path, parts: Sequence[str], trl: Path | None) -> di
         path = out / f"{name}.json"
         if name in parts and name in runs:
             print(f"--- {name}", file=sys.stderr, flush=True)
-            found[name] = kept(path, whole, runs[name])
-        elif path.is_file():
-            found[name] = json.loads(path.read_text())["found"]
+            found[name] = kept(path, keys[name], runs[name])
+        elif (known := known_of(path, keys[name])) is not None:
+            found[name] = known
     return found
 
 

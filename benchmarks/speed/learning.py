@@ -7,7 +7,8 @@ judges pictures drawn from fixed noise. Its time counts for neither side, nor do
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +19,74 @@ from benchmarks.speed.peer import PeerSettings, make_trainer
 POINTS = "points.json"
 
 
-def train_ours(config: DPOKConfig, budget: float, points: int, folder: Path) -> None:
-    """Train by this project for `budget` CPU seconds, and save the adapters about `points` times.
+@dataclass(frozen=True)
+class Side:
+    """One side's training: what makes it, and what it is made of.
 
-    A training that is done is left alone; one that was stopped, or is of other settings, begins again.
+    Attributes:
+        settings: all of them.
+        make: called in a process of its own with `arguments`; returns what makes an iteration, and the UNet.
+        arguments: of `make`.
     """
-    settings = {**config.to_json(), "budget": budget, "points": points}
-    if not _is_done(folder, settings):
-        alone(_train_ours, config, settings, folder)
+
+    settings: dict[str, Any]
+    make: Callable[..., tuple[Callable[[], object], Any]]
+    arguments: tuple[Any, ...]
+
+    def is_done(self, budget: float, points: int, folder: Path) -> bool:
+        """Whether `folder` holds this training, with this budget and number of points."""
+        path = folder / POINTS
+        return path.is_file() and json.loads(path.read_text())["settings"] == self.whole(budget, points)
+
+    def whole(self, budget: float, points: int) -> dict[str, Any]:
+        """The settings with budget and points, as JSON has them."""
+        return dict(json.loads(json.dumps({**self.settings, "budget": budget, "points": points})))
 
 
-def train_peer(directory: str, peer: PeerSettings, budget: float, points: int, folder: Path) -> None:
-    """Train by the peer, as `train_ours`."""
-    settings = {**asdict(peer), "budget": budget, "points": points}
-    if not _is_done(folder, settings):
-        alone(_train_peer, directory, peer, settings, folder)
+def ours(config: DPOKConfig) -> Side:
+    """A training by this project."""
+    return Side(config.to_json(), _make_ours, (config,))
 
 
-def _is_done(folder: Path, settings: dict[str, Any]) -> bool:
-    path = folder / POINTS
-    return path.is_file() and json.loads(path.read_text())["settings"] == json.loads(json.dumps(settings))
+def peer(directory: str, settings: PeerSettings) -> Side:
+    """A training by the peer, which is installed in `directory`."""
+    return Side(asdict(settings), _make_peer, (directory, settings))
 
 
-def _train_ours(config: DPOKConfig, settings: dict[str, Any], folder: Path) -> None:
+def _make_ours(config: DPOKConfig) -> tuple[Callable[[], object], Any]:
     from agents.training import Training
 
     training = Training(config)
-    _train(training.iterate, training.policy.actor.unet, settings, folder)
+    return training.iterate, training.policy.actor.unet
 
 
-def _train_peer(directory: str, peer: PeerSettings, settings: dict[str, Any], folder: Path) -> None:
-    trainer = make_trainer(directory, peer)
-    _train(lambda: trainer.step(0, 0), trainer.sd_pipeline.unet, settings, folder)
+def _make_peer(directory: str, settings: PeerSettings) -> tuple[Callable[[], object], Any]:
+    trainer = make_trainer(directory, settings)
+    return lambda: trainer.step(0, 0), trainer.sd_pipeline.unet
 
 
-def _train(iterate: Callable[[], object], unet: Any, settings: dict[str, Any], folder: Path) -> None:
+def train(side: Side, budget: float, points: int, folder: Path) -> None:
+    """Train for `budget` CPU seconds in a process of its own, and save the adapters about `points` times."""
+    alone(measure, side, side.whole(budget, points), folder)
+
+
+def train_pair(sides: Sequence[Side], budget: float, points: int, folders: Sequence[Path]) -> None:
+    """Train both at the same time, a core each, so that what slows the machine slows both.
+
+    A pair that is done is left alone; one of which either is missing, or of other settings, begins again.
+    """
+    if all(side.is_done(budget, points, folder) for side, folder in zip(sides, folders, strict=True)):
+        return
+    with ThreadPoolExecutor(len(sides)) as pool:
+        count = len(sides)
+        list(pool.map(train, sides, [budget] * count, [points] * count, folders))
+
+
+def measure(side: Side, settings: dict[str, Any], folder: Path) -> None:
+    """Iterate until `settings["budget"]` is spent, saving adapters and the CPU seconds at which they were saved."""
     from agents.common.lora import save_lora
 
+    iterate, unet = side.make(*side.arguments)
     budget, interval = settings["budget"], settings["budget"] / settings["points"]
     seconds, points = 0.0, [0.0]
     shutil.rmtree(folder, ignore_errors=True)

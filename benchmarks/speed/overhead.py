@@ -1,8 +1,10 @@
 """What an iteration costs beyond the UNet, and what DPOK's KL term adds to one."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ from benchmarks.speed.plan import Plan
 
 @dataclass
 class Call:
-    """One call of the UNet: what it was given, and whether a gradient went back through it."""
+    """One call of the UNet: what it was given, whether its adapters were merged, whether a gradient went back."""
 
     arguments: tuple[Any, ...]
     named: dict[str, Any]
+    merged: bool
     gradient: bool = False
 
 
@@ -36,10 +39,13 @@ def settings(plan: Plan, **changes: Any) -> DDPOConfig:
 
 def record_calls(unet: Any, function: Callable[[], object]) -> list[Call]:
     """The calls of the UNet that `function` makes."""
+    from peft.tuners.lora import LoraLayer
+
     calls: list[Call] = []
+    adapter = next(module for module in unet.modules() if isinstance(module, LoraLayer))
 
     def keep(module: Any, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        call = Call(arguments, named)
+        call = Call(arguments, named, merged=adapter.merged)
         calls.append(call)
         if output[0].requires_grad:
             output[0].register_hook(lambda gradient: setattr(call, "gradient", True))
@@ -52,8 +58,21 @@ def record_calls(unet: Any, function: Callable[[], object]) -> list[Call]:
     return calls
 
 
-def replay(unet: Any, calls: list[Call]) -> None:
-    """The same calls, with a backward pass where there was one, and nothing else."""
+def replay(unet: Any, calls: list[Call]) -> float:
+    """CPU seconds of the same calls, with a backward pass where there was one, and nothing else.
+
+    Calls that were made with merged adapters are so again; the merging itself is not timed.
+    """
+    from agents.common.lora import merged_adapters
+
+    seconds = 0.0
+    for merged, group in groupby(calls, key=lambda call: call.merged):
+        with merged_adapters(unet) if merged else nullcontext():
+            seconds += cpu_seconds(partial(_call, unet, list(group)))
+    return seconds
+
+
+def _call(unet: Any, calls: list[Call]) -> None:
     import torch
 
     for call in calls:
@@ -77,13 +96,13 @@ def iteration(config: PolicyGradientConfig, repeats: int) -> dict[str, Any]:
     images = training.pipeline.decode(latents)
     prompts = list(config.prompts) * config.pictures
     names = ("iteration", "bare", "decode", "reward")
-    steps: list[Callable[[], object]] = [
-        training.iterate,
+    steps: list[Callable[[], float]] = [
+        partial(cpu_seconds, training.iterate),
         partial(replay, unet, calls),
-        partial(training.pipeline.decode, latents),
-        partial(training.env.reward, images, prompts, [{}] * config.pictures),
+        partial(cpu_seconds, partial(training.pipeline.decode, latents)),
+        partial(cpu_seconds, partial(training.env.reward, images, prompts, [{}] * config.pictures)),
     ]
-    rounds = alternate([partial(cpu_seconds, step) for step in steps], repeats)
+    rounds = alternate(steps, repeats)
     seconds = dict(zip(names, rounds, strict=True))
     rest = [i - d - r for i, d, r in zip(seconds["iteration"], seconds["decode"], seconds["reward"], strict=True)]
     total = sum(seconds["iteration"])

@@ -20,13 +20,19 @@ Maker = Callable[..., Callable[[], object]]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
+def known_of(path: Path, settings: dict[str, Any]) -> Any:
+    """What `kept` wrote under these settings; None if it is not there, or of others."""
+    if not path.is_file():
+        return None
+    known = json.loads(path.read_text())
+    return known["found"] if known["settings"] == json.loads(json.dumps(settings)) else None
+
+
 def kept(path: Path, settings: dict[str, Any], measure: Callable[[], Any]) -> Any:
     """What `measure` found under these settings: read from `path` if it is there, else measured and written."""
-    settings = json.loads(json.dumps(settings))
-    if path.is_file():
-        known = json.loads(path.read_text())
-        if known["settings"] == settings:
-            return known["found"]
+    known = known_of(path, settings)
+    if known is not None:
+        return known
     found = json.loads(json.dumps(measure()))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")

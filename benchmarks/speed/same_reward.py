@@ -1,8 +1,9 @@
 """CPU time to the same evaluated reward, each side with its best settings.
 
-For each prompt and seed both sides train under the same budget of CPU time. The level is what the peer reaches at the
-end of its run; the time to it is that from which on the evaluated reward never falls below it again. The KL to the
-pretrained model is measured at that point of either side.
+For each prompt and seed both sides train at the same time, a core each, under the same budget of CPU time. Curves of
+evaluated reward are smoothed, and the level is where the peer's ends. The time to it is that from which on a smoothed
+curve never falls below it again; that of the first time it gets there is reported beside it. The KL to the pretrained
+model is measured at that point of either side.
 """
 
 import math
@@ -14,22 +15,15 @@ from typing import Any
 import numpy as np
 
 from agents.config import DPOKConfig
-from benchmarks.dpok_claims import pictures_to_level
-from benchmarks.speed.learning import curve, judged, train_ours, train_peer
-from benchmarks.speed.peer import PeerSettings
+from benchmarks.dpok_claims import pictures_to_level, smoothed
+from benchmarks.speed.candidates import BEST_OURS, BEST_PEER, OURS, PEER
+from benchmarks.speed.learning import curve, judged, ours, peer, train_pair
 from benchmarks.speed.plan import Plan
 
 FIRST_SEED = 10_000
 """Noise of the first evaluated picture; no training draws from it."""
-
-BEST_PEER = PeerSettings(learning_rate=3e-3, guided=False, fraction=0.5)
-BEST_OURS: dict[str, Any] = {
-    "learning_rate": 3e-3,
-    "guided_training": False,
-    "kl_weight": 0.01,
-    "kl_fraction": 0.25,
-}
-"""The best that `benchmarks.speed.search` found for either side; ours are what differs from the defaults of DPOK."""
+WINDOW = 3
+"""Evaluations that a curve is smoothed over: each with those before it."""
 
 
 def point_of_level(rewards: Sequence[float], level: float) -> int | None:
@@ -38,26 +32,31 @@ def point_of_level(rewards: Sequence[float], level: float) -> int | None:
     return None if count is None else count - 1
 
 
+def first_at_level(rewards: Sequence[float], level: float) -> int | None:
+    """The first of the evaluations whose reward is at the level or above; None if there is none."""
+    return next((i for i, reward in enumerate(rewards) if reward >= level), None)
+
+
 def compare(ours: list[dict[str, float]], peer: list[dict[str, float]]) -> dict[str, Any]:
     """Two curves of a prompt and seed: the level, the points at which either side reaches it, the ratio of their times.
 
-    Our point, seconds and the ratio are None if we do not reach it; the ratio, too, if the peer ends no higher than it
+    Our points, seconds and ratios are None if we do not reach it; the ratios, too, if the peer ends no higher than it
     began, and there is nothing to reach.
     """
-    level = peer[-1]["reward"]
-    our_point, peer_point = (point_of_level([p["reward"] for p in points], level) for points in (ours, peer))
-    assert peer_point is not None  # the peer's last point is at the level
-    seconds, peer_seconds = None if our_point is None else ours[our_point]["seconds"], peer[peer_point]["seconds"]
-    learned = level > peer[0]["reward"]
-    return {
-        "level": level,
-        "peer_learned": learned,
-        "our_point": our_point,
-        "peer_point": peer_point,
-        "our_seconds": seconds,
-        "peer_seconds": peer_seconds,
-        "time_ratio": seconds / peer_seconds if learned and seconds is not None else None,
-    }
+    curves = {"our": ours, "peer": peer}
+    rewards = {side: smoothed([p["reward"] for p in points], WINDOW).tolist() for side, points in curves.items()}
+    level = rewards["peer"][-1]
+    learned = level > rewards["peer"][0]
+    found: dict[str, Any] = {"level": level, "peer_learned": learned}
+    for key, when in (("", point_of_level), ("first_", first_at_level)):
+        times: list[float] = []
+        for side, points in curves.items():
+            at = when(rewards[side], level)
+            found[f"{side}_{key}point"] = at
+            found[f"{side}_{key}seconds"] = None if at is None else points[at]["seconds"]
+            times += [] if at is None else [points[at]["seconds"]]
+        found[f"{key}time_ratio"] = times[0] / times[1] if learned and len(times) == 2 else None
+    return found
 
 
 def evaluation(plan: Plan, prompt: str) -> dict[str, Any]:
@@ -76,9 +75,11 @@ def train(plan: Plan, prompt: str, seed: int, directory: str, out: Path) -> dict
     """The directories of both sides' trainings, made if they are not there yet."""
     folders = {side: out / prompt / str(seed) / side for side in ("ours", "peer")}
     common: dict[str, Any] = {"model": plan.model, "reward": plan.second_reward or plan.reward, "seed": seed}
-    ours = DPOKConfig(**common, prompts=(prompt,), device="cpu", **BEST_OURS)
-    train_ours(ours, plan.budget, plan.points, folders["ours"])
-    train_peer(directory, replace(BEST_PEER, **common, prompt=prompt), plan.budget, plan.points, folders["peer"])
+    sides = [
+        ours(DPOKConfig(**common, prompts=(prompt,), device="cpu", **OURS[BEST_OURS])),
+        peer(directory, replace(PEER[BEST_PEER], **common, prompt=prompt)),
+    ]
+    train_pair(sides, plan.budget, plan.points, list(folders.values()))
     return folders
 
 
@@ -97,8 +98,8 @@ def measure(plan: Plan, directory: str, out: Path) -> dict[str, Any]:
             pairs.append({"prompt": prompt, "seed": seed, **found, "curves": curves})
     return {
         "budget": plan.budget,
-        "ours": BEST_OURS,
-        "peer": asdict(BEST_PEER),
+        "ours": OURS[BEST_OURS],
+        "peer": asdict(PEER[BEST_PEER]),
         "summary": summary(pairs),
         "pairs": pairs,
     }
@@ -112,17 +113,21 @@ def summary(pairs: list[dict[str, Any]]) -> dict[str, Any]:
     """
     asked = [pair for pair in pairs if pair["peer_learned"]]
     reached = [pair for pair in asked if pair["our_point"] is not None]
-    ratios = [math.inf if pair["time_ratio"] is None else pair["time_ratio"] for pair in asked]
 
     def finite(value: float) -> float | None:
         return value if math.isfinite(value) else None
+
+    def over_pairs(key: str, statistic: Any) -> float | None:
+        ratios = [math.inf if pair[key] is None else pair[key] for pair in asked]
+        return finite(float(statistic(ratios))) if ratios else None
 
     return {
         "reached": len(reached),
         "of": len(asked),
         "peer_learned_nothing": len(pairs) - len(asked),
-        "median_time_ratio": finite(float(np.median(ratios))) if ratios else None,
-        "worst_time_ratio": finite(max(ratios)) if ratios else None,
+        "median_time_ratio": over_pairs("time_ratio", np.median),
+        "worst_time_ratio": over_pairs("time_ratio", max),
+        "median_first_time_ratio": over_pairs("first_time_ratio", np.median),
         "our_mean_kl": float(np.mean([pair["our_kl"] for pair in reached])) if reached else None,
         "peer_mean_kl": float(np.mean([pair["peer_kl"] for pair in reached])) if reached else None,
     }

@@ -11,6 +11,9 @@ from agents.common.lora import merged_adapters
 from agents.config import DPOKConfig, SFTConfig
 from agents.ddpo import DDPO
 from agents.evaluation import load_trained
+from agents.report import write_report
+from agents.run import train
+from agents.run_directory import read_history
 from agents.training import Training
 
 
@@ -69,6 +72,24 @@ def test_merging_leaves_the_training_as_it_is(settings: dict[str, Any]) -> None:
     assert not apart.config.merges_adapters()
     assert merged.history[1]["reward"] == pytest.approx(apart.history[1]["reward"], abs=1e-4)
     assert 0 < merged.history[1]["ratio_deviation"] < 1e-6
+
+
+@pytest.mark.parametrize("reference", ["pretrained", "rollout"])
+def test_a_kl_is_shown_by_what_it_is_taken_to(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], reference: Any
+) -> None:
+    config = DPOKConfig(**settings, kl_reference=reference, passes=2)
+    train(config)
+    shown = capsys.readouterr().err
+    to_rollout = reference == "rollout"
+    for record in read_history(config.out):
+        assert ("kl" in record, "kl_to_rollout" in record) == (not to_rollout, to_rollout)
+    assert ("kl to rollout" in shown) == to_rollout
+    titles = []
+    monkeypatch.setattr("matplotlib.axes.Axes.set_title", lambda _, title, **__: titles.append(title))
+    write_report(config.out)
+    assert ("KL to the pretrained model, nats a picture" in titles) == (not to_rollout)
+    assert ("KL to the policy that drew the pictures, nats a picture" in titles) == to_rollout
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from agents import cli
+from agents.common.memory import is_out_of_memory
 from agents.common.policy import DenoisingPolicy
 from agents.config import DDPOConfig, EvaluateConfig, PPOConfig, SampleConfig
 from agents.ddpo import DDPO
 from agents.evaluation import evaluate
-from agents.memory import is_out_of_memory
 from agents.run import train
 from agents.run_directory import CHECKPOINT, RunError, read_history
 from agents.sample import sample

@@ -34,16 +34,19 @@ def allocated(call: Any) -> int:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_memory_is_what_torch_allocates(checkpointing):
-    config = DDPOConfig(gradient_checkpointing=checkpointing, device="cpu")
+@pytest.mark.parametrize("agent", [DDPOConfig, SFTConfig])
+def test_memory_is_what_torch_allocates(agent, checkpointing):
+    config = agent(gradient_checkpointing=checkpointing, device="cpu")
     pipeline = load_pipeline("emoji", device="cpu")
     actor = make_actor(config, pipeline, pipeline.kernel(10))
     simulated = SimulatedUNet(config, pipeline.files, torch.float32)
     latent, timestep = torch.randn(16, *pipeline.latent_shape), torch.zeros(16, dtype=torch.int64)
     embedding = pipeline.prompts.embeddings(pipeline.prompts.ids(["a cat"] * 16))
 
+    denoise = actor.denoiser.conditional if agent is SFTConfig else actor.denoiser
+
     def update() -> torch.Tensor:
-        out = actor.denoiser(latent, timestep, embedding)
+        out = denoise(latent, timestep, embedding)
         out.square().mean().backward()
         return out
 
@@ -77,6 +80,31 @@ def test_arithmetic_is_what_torch_counts(tmp_path, save, guidance_scale):
     assert 1.5 < simulated.update(3).flops / simulated.rollout(3).flops < 3.5
 
 
+def prepared(config: TrainConfig, model: Any, out: Any) -> tuple[Training, Counter[str]]:
+    """A training of a tiny guided model, and the rows that its UNet gets from now on, by what they are for."""
+    config.out, config.model, config.reward = out, str(model), "jpeg_compressibility"
+    config.prompts, config.device, config.guidance_scale = ("a cat",), "cpu", 2.0
+    training = Training(config)
+    rows: Counter[str] = Counter()
+
+    def count(module: Any, args: Any) -> None:
+        adapted = not next(m for m in module.modules() if isinstance(m, BaseTunerLayer)).disable_adapters
+        rows["update" if torch.is_grad_enabled() else "sample" if adapted else "reference"] += len(args[0])
+
+    training.policy.actor.unet.register_forward_pre_hook(count)
+    return training, rows
+
+
+def planned_rows(config: TrainConfig) -> dict[str, float]:
+    """The plan's arithmetic in rows of UNet calls."""
+    guided = DDPOConfig(model=config.model, guidance_scale=2.0, lora_rank=config.lora_rank)
+    one = SimulatedUNet(guided, read_model_files(config.model), torch.float32)
+    flops = plan_training(config).flops
+    forward, with_gradient = one.rollout(8).flops / 16, one.update(8).flops / 16  # guidance doubles the rows
+    found = {"sample": flops["sample"] / forward, "update": flops["update"] / with_gradient}
+    return found | {"reference": flops.get("reference", 0) / forward}
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -87,26 +115,42 @@ def test_arithmetic_is_what_torch_counts(tmp_path, save, guidance_scale):
     ids=["dpok", "without_kl", "sft"],
 )
 def test_the_plan_counts_the_calls_that_a_training_makes(tiny_model, tmp_path, config: TrainConfig):
-    config.out, config.model, config.reward = tmp_path, str(tiny_model), "jpeg_compressibility"
-    config.prompts, config.device, config.guidance_scale = ("a cat",), "cpu", 2.0
-    training = Training(config)
-    unet = training.policy.actor.unet
-    rows: Counter[str] = Counter()
-
-    def count(module: Any, args: Any) -> None:
-        adapted = not next(m for m in module.modules() if isinstance(m, BaseTunerLayer)).disable_adapters
-        rows["update" if torch.is_grad_enabled() else "sample" if adapted else "reference"] += len(args[0])
-
-    unet.register_forward_pre_hook(count)
+    training, rows = prepared(config, tiny_model, tmp_path)
     training.iterate()
-    plan = plan_training(config)
-    one = SimulatedUNet(config, read_model_files(config.model), torch.float32)
-    a_row = one.rollout(8).flops / 16  # guidance doubles the rows
-    found = {"sample": plan.flops["sample"] / a_row, "reference": plan.flops.get("reference", 0) / a_row}
-    found["update"] = plan.flops["update"] / (one.update(8).flops / 16)
-    if isinstance(config, SFTConfig):
-        found["reference"] /= 2  # the regulariser asks about the conditional half alone
-    assert found == pytest.approx({name: rows[name] for name in found}, rel=0.02)
+    expected = planned_rows(config)
+    assert {name: rows[name] for name in expected} == pytest.approx(expected, rel=0.02)
+    assert plan_training(config).gathering == 0
+
+
+def test_a_pool_is_gathered_first_and_then_learned_from(tiny_model, tmp_path):
+    config = SFTConfig(pictures=4, steps=3, pool=12, passes=2, iterations=5, regulariser="kl-o", lora_rank=2)
+    training, rows = prepared(config, tiny_model, tmp_path)
+    planned, plan = planned_rows(config), plan_training(config)
+    assert plan.gathering == 3
+    for iteration in range(1, 6):
+        rows.clear()
+        training.iterate()
+        expected = {
+            "sample": planned["sample"] * (iteration <= plan.gathering),
+            "update": planned["update"] * (iteration >= plan.gathering),
+            "reference": planned["reference"] * (iteration >= plan.gathering),
+        }
+        assert {name: rows[name] for name in expected} == pytest.approx(expected, rel=0.02)
+    assert plan.host["pool"] == training.algorithm._latent_PCHW.nbytes
+
+
+@pytest.mark.parametrize("regulariser", ["none", "kl-o"])
+def test_the_plan_of_a_pool_as_a_user_sees_it(monkeypatch, regulariser):
+    # So fast that the times in seconds are the operations in units of 10^12.
+    monkeypatch.setattr(plan_module, "matrix_product_rate", lambda *_: 1e12 / plan_module.UTILISATION)
+    config = SFTConfig(device="cpu", pictures=48, pool=1440, iterations=40, regulariser=regulariser)  # type: ignore[arg-type]
+    flops = plan_training(config).flops
+    gathers = (flops["sample"] + flops["decode"]) / 1e12
+    learns = (flops["update"] + flops.get("reference", 0)) / 1e12
+    text = show_plan(config)
+    assert f"iterations 1 to 30, each 48 pictures x 10 steps, {gathers:.1f} TFLOP (sample" in text
+    assert f"iterations 30 to 40, each 2 x 1,440 pictures, {learns:.1f} TFLOP (" in text
+    assert f"about {gathers:.1f} s an iteration that gathers and {learns:.1f} s one that learns on this machine" in text
 
 
 def test_gradients_of_earlier_micro_batches_are_there_all_the_time():

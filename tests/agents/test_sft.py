@@ -76,6 +76,21 @@ def test_regularisers(world: MakeWorld) -> None:
     assert (same - base).norm() / base.norm() < 1e-5  # at the pretrained model the distance is least
 
 
+def test_the_distance_to_the_pretrained_model_counts_without_adapters_too(world: MakeWorld) -> None:
+    w = world(lora=False)
+    w.collect()
+    settings = {"policy": w.policy, "pipeline": w.env.pipeline, "optim": recorder(), "max_grad_norm": None}
+    algorithms = [RewardWeightedSFT(**settings, regulariser="kl-o", regulariser_weight=weight) for weight in (0.0, 2.0)]
+    for parameter in w.policy.actor.unet.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    found = []
+    for algorithm in algorithms:
+        torch.manual_seed(7)
+        w.update(algorithm)
+        found.append(algorithm.optim._optim.gradient)
+    assert (found[1] - found[0]).norm() / found[0].norm() > 1e-3
+
+
 def test_pretraining_pictures_enter_with_their_weight(world: MakeWorld) -> None:
     w = world(perturb=0.02)
     w.collect()

@@ -192,6 +192,7 @@ def test_full_fine_tuning_saves_a_pipeline(settings: dict[str, Any]) -> None:
         (PPOConfig(micro_batch_size=8), "--micro-batch-size"),
         (SFTConfig(weighting="best", temperature=1.0), "--temperature"),
         (SFTConfig(reduction="sum"), "--reduction"),
+        (SFTConfig(pool=96, iterations=1), "--pool must be at most 48"),
     ],
 )
 def test_settings_without_effect_are_refused(config: Any, message: str) -> None:
@@ -314,8 +315,19 @@ def test_configurations_survive_json(agent: str) -> None:
 @pytest.mark.parametrize("pictures", [1, 2, 5, 48, 64, 100])
 def test_default_minibatches_leave_no_stub(pictures):
     """A rest of a few transitions would make a whole optimizer step, with the noise of few and the size of any."""
-    for config, parts in ((DPOKConfig(pictures=pictures), 3), (PPOConfig(pictures=pictures), 2)):
-        steps = config.steps // 2 if isinstance(config, DPOKConfig) else config.steps
-        sizes = [len(part) for part in chunks(np.arange(pictures * steps), config.minibatch())]
+    for config, seen, parts in (
+        (DPOKConfig(pictures=pictures), 5 * pictures, 3),
+        (DPOKConfig(pictures=pictures, rollouts=2), 10 * pictures, 3),
+        (PPOConfig(pictures=pictures), 10 * pictures, 2),
+    ):
+        assert config.transitions() == seen
+        sizes = [len(part) for part in chunks(np.arange(seen), config.minibatch())]
         assert len(sizes) == parts
         assert min(sizes) >= 0.5 * max(sizes)
+
+
+def test_default_minibatches_are_a_third_of_all_rollouts(settings: dict[str, Any]) -> None:
+    training = Training(DPOKConfig(**settings, rollouts=2))
+    assert [training.iterate()["gradient_steps"] for _ in range(3)] == [2, 3, 3]  # the first has one rollout only
+    given = DPOKConfig(**settings, rollouts=2, batch_size=5)
+    assert given.minibatch() == 5

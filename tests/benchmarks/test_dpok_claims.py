@@ -8,7 +8,7 @@ import pytest
 from agents.run_directory import HISTORY, SCORES, read_history
 from benchmarks import dpok_claims
 from benchmarks.dpok_claims import Plan, jobs, pictures_to_level, smoothed
-from benchmarks.intervals import apart, bootstrap
+from benchmarks.intervals import apart, bootstrap, of_pairs
 from benchmarks.jobs import Job, run_jobs
 
 MINIATURE = Plan(
@@ -92,8 +92,16 @@ def test_the_same_pictures_three_times_are_no_more_than_once():
     once, thrice = bootstrap([scores]), bootstrap([np.repeat(scores, 3, 0)])
     width = once["high"] - once["low"]
     assert thrice["high"] - thrice["low"] == pytest.approx(width, rel=0.1)
-    wide = bootstrap([scores], spread=2.0)
-    assert wide["high"] - wide["low"] == pytest.approx(2 * width)
+
+
+def test_pairs_widen_by_pictures_not_by_seeds():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(0, 1, (1, 64))
+    one, two = bootstrap([scores]), bootstrap([of_pairs(scores)])
+    assert two["mean"] == pytest.approx(one["mean"])
+    assert two["high"] - two["low"] == pytest.approx(2 * (one["high"] - one["low"]))
+    seeds = np.repeat(rng.normal(0, 1, (3, 1)), 64, 1)
+    assert bootstrap([of_pairs(seeds)]) == pytest.approx(bootstrap([seeds]))
 
 
 def test_what_is_common_to_both_cancels_when_paired():
