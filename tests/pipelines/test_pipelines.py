@@ -134,17 +134,23 @@ def test_guidance_scale_is_checked(tiny_pipeline, scale, error):
         tiny_pipeline.denoiser(guidance_scale=scale)
 
 
-def test_decoder_is_that_of_diffusers_in_chunks_of_any_size(tiny_pipeline, reference):
+def test_decoder_is_that_of_diffusers_in_chunks_of_any_size(tiny_pipeline, reference, monkeypatch):
     latent = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         decoded = reference.vae.decode(latent / reference.vae.config.scaling_factor).sample
     theirs = reference.image_processor.postprocess(decoded, output_type="pt")
     for chunk in (1, 2, 5):
-        tiny_pipeline.decode_chunk = chunk
+        monkeypatch.setattr(tiny_pipeline, "decode_chunk", chunk)
         ours = tiny_pipeline.decode(latent)
         assert ours.shape == (5, 3, 16, 16)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-    tiny_pipeline.decode_chunk = 1
+
+
+def test_a_picture_does_not_depend_on_how_many_others_are_decoded(tiny_pipeline):
+    latent = torch.randn(9, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    together = tiny_pipeline.decode(latent)
+    for size in (1, 2, 3, 7):
+        assert torch.equal(torch.cat([tiny_pipeline.decode(part) for part in latent.split(size)]), together)
 
 
 def test_bfloat16_networks_keep_float32_results(tiny_model, tiny_pipeline):
