@@ -32,6 +32,8 @@ OURS: dict[str, dict[str, Any]] = {
     "ours_unguided_pictures_24": {**OUR_UNGUIDED, "pictures": 24},
     "ours_unguided_kl_0.01": {**OUR_UNGUIDED, "kl_weight": 0.01},
     "ours_unguided_kl_0.005": {**OUR_UNGUIDED, "kl_weight": 0.005},
+    "ours_unguided_kl_0.002": {**OUR_UNGUIDED, "kl_weight": 0.002},
+    "ours_unguided_kl_0": {**OUR_UNGUIDED, "kl_weight": 0.0, "kl_fraction": 1.0},
 }
 """Our own, by name: what differs from the defaults of DPOK."""
 

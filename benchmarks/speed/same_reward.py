@@ -1,9 +1,10 @@
 """CPU time to the same evaluated reward, each side with its best settings.
 
-For each prompt and seed both sides train at the same time, a core each, under the same budget of CPU time. Curves of
-evaluated reward are smoothed, and the level is where the peer's ends. The time to it is that from which on a smoothed
-curve never falls below it again; that of the first time it gets there is reported beside it. The KL to the pretrained
-model is measured at that point of either side.
+For each prompt and seed both sides train at the same time, a core each, under the same budget of CPU time. The level is
+where the peer's curve of evaluated reward ends: the mean of its last three. Curves are smoothed, each evaluation with
+its neighbours, and straight between evaluations; the time is that from which on a curve is never below the level again,
+and that of the first time it gets there is reported beside it. The KL to the pretrained model is measured at the first
+evaluation from there on, of either side.
 """
 
 import math
@@ -15,48 +16,66 @@ from typing import Any
 import numpy as np
 
 from agents.config import DPOKConfig
-from benchmarks.dpok_claims import pictures_to_level, smoothed
 from benchmarks.speed.candidates import BEST_OURS, BEST_PEER, OURS, PEER
 from benchmarks.speed.learning import curve, judged, ours, peer, train_pair
 from benchmarks.speed.plan import Plan
 
 FIRST_SEED = 10_000
 """Noise of the first evaluated picture; no training draws from it."""
-WINDOW = 3
-"""Evaluations that a curve is smoothed over: each with those before it."""
+LAST = 3
+"""Evaluations at the end of the peer's training whose mean is the level."""
 
 
-def point_of_level(rewards: Sequence[float], level: float) -> int | None:
-    """The first of the evaluations from which on the reward is at the level or above; None if there is none."""
-    count = pictures_to_level(np.array(rewards), level, 1)
-    return None if count is None else count - 1
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Each value's mean with its neighbours."""
+    return [float(np.mean(values[max(0, i - 1) : i + 2])) for i in range(len(values))]
 
 
-def first_at_level(rewards: Sequence[float], level: float) -> int | None:
-    """The first of the evaluations whose reward is at the level or above; None if there is none."""
-    return next((i for i, reward in enumerate(rewards) if reward >= level), None)
+def crossing(seconds: Sequence[float], rewards: Sequence[float], level: float, at: int | None) -> float | None:
+    """When a curve that is straight between evaluations rises to the level that evaluation `at` is at or above."""
+    if at is None or at == 0:
+        return None if at is None else seconds[0]
+    below, above = rewards[at - 1], rewards[at]
+    share = (level - below) / (above - below)
+    return float(seconds[at - 1] + share * (seconds[at] - seconds[at - 1]))
+
+
+def reached(points: list[dict[str, float]], level: float) -> dict[str, Any]:
+    """The evaluation from which on a curve is never below the level, the seconds then and when it first got there.
+
+    All None if it never stays there, or never gets there.
+    """
+    rewards, seconds = smoothed([p["reward"] for p in points]), [p["seconds"] for p in points]
+    below = [i for i, reward in enumerate(rewards) if reward < level]
+    stays = below[-1] + 1 if below else 0
+    point = stays if stays < len(points) else None
+    first = next((i for i, reward in enumerate(rewards) if reward >= level), None)
+    return {
+        "point": point,
+        "seconds": crossing(seconds, rewards, level, point),
+        "first_seconds": crossing(seconds, rewards, level, first),
+    }
 
 
 def compare(ours: list[dict[str, float]], peer: list[dict[str, float]]) -> dict[str, Any]:
     """Two curves of a prompt and seed: the level, the points at which either side reaches it, the ratio of their times.
 
-    Our points, seconds and ratios are None if we do not reach it; the ratios, too, if the peer ends no higher than it
-    began, and there is nothing to reach.
+    Our point, seconds and ratios are None if we do not reach it; the ratios, too, if the peer ends no higher than it
+    began, and there is nothing to reach. A peer that was higher before its end is given its whole time.
     """
-    curves = {"our": ours, "peer": peer}
-    rewards = {side: smoothed([p["reward"] for p in points], WINDOW).tolist() for side, points in curves.items()}
-    level = rewards["peer"][-1]
-    learned = level > rewards["peer"][0]
-    found: dict[str, Any] = {"level": level, "peer_learned": learned}
-    for key, when in (("", point_of_level), ("first_", first_at_level)):
-        times: list[float] = []
-        for side, points in curves.items():
-            at = when(rewards[side], level)
-            found[f"{side}_{key}point"] = at
-            found[f"{side}_{key}seconds"] = None if at is None else points[at]["seconds"]
-            times += [] if at is None else [points[at]["seconds"]]
-        found[f"{key}time_ratio"] = times[0] / times[1] if learned and len(times) == 2 else None
-    return found
+    level = float(np.mean([p["reward"] for p in peer[-LAST:]]))
+    found = {"our": reached(ours, level), "peer": reached(peer, level)}
+    end = {"point": len(peer) - 1, "seconds": peer[-1]["seconds"], "first_seconds": peer[-1]["seconds"]}
+    found["peer"] = {key: end[key] if value is None else value for key, value in found["peer"].items()}
+    learned = level > peer[0]["reward"]
+
+    def ratio(key: str) -> float | None:
+        ours, peers = found["our"][key], found["peer"][key]
+        return ours / peers if learned and ours is not None else None
+
+    sides = {f"{side}_{key}": value for side, of in found.items() for key, value in of.items()}
+    ratios = {"time_ratio": ratio("seconds"), "first_time_ratio": ratio("first_seconds")}
+    return {"level": level, "peer_learned": learned, **sides, **ratios}
 
 
 def evaluation(plan: Plan, prompt: str) -> dict[str, Any]:
@@ -112,7 +131,7 @@ def summary(pairs: list[dict[str, Any]]) -> dict[str, Any]:
     learned nothing is left out.
     """
     asked = [pair for pair in pairs if pair["peer_learned"]]
-    reached = [pair for pair in asked if pair["our_point"] is not None]
+    there = [pair for pair in asked if pair["our_point"] is not None]
 
     def finite(value: float) -> float | None:
         return value if math.isfinite(value) else None
@@ -122,12 +141,12 @@ def summary(pairs: list[dict[str, Any]]) -> dict[str, Any]:
         return finite(float(statistic(ratios))) if ratios else None
 
     return {
-        "reached": len(reached),
+        "reached": len(there),
         "of": len(asked),
         "peer_learned_nothing": len(pairs) - len(asked),
         "median_time_ratio": over_pairs("time_ratio", np.median),
         "worst_time_ratio": over_pairs("time_ratio", max),
         "median_first_time_ratio": over_pairs("first_time_ratio", np.median),
-        "our_mean_kl": float(np.mean([pair["our_kl"] for pair in reached])) if reached else None,
-        "peer_mean_kl": float(np.mean([pair["peer_kl"] for pair in reached])) if reached else None,
+        "our_mean_kl": float(np.mean([pair["our_kl"] for pair in there])) if there else None,
+        "peer_mean_kl": float(np.mean([pair["peer_kl"] for pair in there])) if there else None,
     }

@@ -15,7 +15,7 @@ from benchmarks.speed import __main__ as command
 from benchmarks.speed import learning, memory, options, overhead, report, same_work, scaling
 from benchmarks.speed.parts import alternate, cpu_seconds, in_turn, kept, ratio
 from benchmarks.speed.plan import QUICK, Plan
-from benchmarks.speed.same_reward import compare, first_at_level, point_of_level, summary
+from benchmarks.speed.same_reward import compare, reached, summary
 from diffusion_gym.pipelines import load_pipeline
 
 
@@ -149,31 +149,26 @@ def curve(*rewards):
 
 
 def test_the_level_must_be_kept_or_reached():
-    for rewards, kept_from, first in (
-        ([0, 2, 0, 1, 2], 3, 1),
-        ([0, 2, 0.5], None, 1),
-        ([1, 2], 0, 0),
-        ([0], None, None),
-    ):
-        assert point_of_level(rewards, 1.0) == kept_from
-        assert first_at_level(rewards, 1.0) == first
+    # Smoothed: 0, 0, 1, 2, 2, 1, 3, 4.5.
+    found = reached(curve(0, 0, 0, 3, 3, 0, 0, 9), 1.5)
+    assert found == {"point": 6, "seconds": pytest.approx(52.5), "first_seconds": pytest.approx(25.0)}
+    assert reached(curve(2, 2, 2), 1.0) == {"point": 0, "seconds": 0.0, "first_seconds": 0.0}
+    assert reached(curve(0, 2, 2, 0, 0), 1.2) == {"point": None, "seconds": None, "first_seconds": pytest.approx(6.0)}
+    assert reached(curve(0, 0), 1.0) == {"point": None, "seconds": None, "first_seconds": None}
 
 
-PEER = curve(0.0, 0.2, 0.9, 0.7, 0.8)
-"""Smoothed over three: 0, 0.1, 0.37, 0.6, 0.8."""
+PEER = curve(0.0, 0.3, 0.6, 0.9, 1.2, 1.2, 1.2)
+"""Smoothed: 0.15, 0.3, 0.6, 0.9, 1.1, 1.2, 1.2; it ends at 1.2, and is there from 50 seconds on."""
 
 
 def test_time_to_the_reward_that_the_peer_ends_at():
-    found = compare(curve(0.0, 0.9, 1.8, 0.0, 0.9, 1.8), PEER)  # smoothed: 0, 0.45, 0.9, 0.9, 0.9, 0.9
-    assert found["level"] == pytest.approx(0.8)
-    assert (found["our_seconds"], found["peer_seconds"]) == (20.0, 40.0)
-    assert found["time_ratio"] == found["first_time_ratio"] == pytest.approx(0.5)
-    # Up, down and up again.
-    found = compare(curve(0.0, 2.0, 0.1, 0.0, 3.0), PEER)  # smoothed: 0, 1, 0.7, 0.7, 1.03
-    assert (found["our_first_seconds"], found["our_seconds"]) == (10.0, 40.0)
-    assert (found["first_time_ratio"], found["time_ratio"]) == (0.25, 1.0)
-    # A peer that has its level for long is given the time at which it first had it.
-    assert compare(curve(0.0, 1.0), curve(0.8, 0.8, 0.9, 0.8, 0.9, 0.8))["peer_seconds"] == 20.0
+    found = compare(curve(0.0, 0.0, 1.8, 1.8, 1.8), PEER)  # smoothed: 0, 0.6, 1.2, 1.8, 1.8
+    assert (found["level"], found["our_point"], found["peer_point"]) == (pytest.approx(1.2), 2, 5)
+    assert found["our_seconds"] == pytest.approx(20.0)
+    assert found["peer_seconds"] == pytest.approx(50.0)
+    assert found["time_ratio"] == found["first_time_ratio"] == pytest.approx(0.4)
+    # A peer that was higher before is given all of its time.
+    assert compare(curve(0.0, 1.0), curve(0.0, 0.9, 0.9, 0.9, 0.6))["peer_seconds"] == 40.0
     never = compare(curve(0.0, 0.9, 0.7), PEER)
     assert (never["our_point"], never["time_ratio"], never["first_time_ratio"]) == (None, None, None)
     nothing = compare(curve(0.0, 0.9), curve(0.0, -0.1))
@@ -181,12 +176,12 @@ def test_time_to_the_reward_that_the_peer_ends_at():
 
 
 def test_a_pair_that_never_gets_there_counts_as_endless():
-    curves = {"quick": curve(0.0, 0.0, 3.0), "slow": curve(0.0, 0.1, 0.1, 2.5), "never": curve(0.0, 0.9, 0.7)}
+    curves = {"quick": curve(0.0, 0.0, 1.8, 1.8), "slow": curve(0, 0, 0, 0, 1.8, 1.8), "never": curve(0.0, 0.9, 0.7)}
     pairs = {name: compare(ours, PEER) | {"our_kl": 3.0, "peer_kl": 5.0} for name, ours in curves.items()}
     pairs["nothing"] = compare(curve(0.0, 0.9), curve(0.0, -0.1)) | {"our_kl": 99.0, "peer_kl": 0.0}
     found = summary(list(pairs.values()))
     assert (found["reached"], found["of"], found["peer_learned_nothing"]) == (2, 3, 1)
-    assert found["median_time_ratio"] == found["median_first_time_ratio"] == pytest.approx(0.75)
+    assert found["median_time_ratio"] == found["median_first_time_ratio"] == pytest.approx(0.8)
     assert found["worst_time_ratio"] is None
     assert (found["our_mean_kl"], found["peer_mean_kl"]) == (3.0, 5.0)
     assert summary([pairs["never"], pairs["never"], pairs["quick"]])["median_time_ratio"] is None
@@ -223,13 +218,13 @@ def test_saved_adapters_are_judged_alike(tiny_model, tmp_path):
 
 
 def found_by_trl():
-    peer = curve(0.0, 0.2, 0.8)
-    pair = compare(curve(0.0, 0.9, 1.0), peer) | {"our_kl": 3.0, "peer_kl": 5.0}
+    ours = curve(0.0, 0.0, 1.8, 1.8, 1.8)
+    pair = compare(ours, PEER) | {"our_kl": 3.0, "peer_kl": 5.0}
     return {
         "same_work": {"our adapters": {"ours_over_peer": ratio([9.0, 9.0], [10.0, 10.0])}},
         "same_reward": {
             "summary": summary([pair]),
-            "pairs": [pair | {"curves": {"ours": curve(0.0, 0.9, 1.0), "peer": peer}}],
+            "pairs": [pair | {"curves": {"ours": ours, "peer": PEER}}],
         },
     }
 
@@ -242,7 +237,7 @@ def test_the_command_collects_what_is_done(tmp_path, capsys):
     assert "left out" in capsys.readouterr().err
     lines = (tmp_path / "speed.csv").read_text().splitlines()
     assert 'trl,"same work, ours / TRL, our adapters",0.9000,0.9000,0.9000,0.9500' in lines
-    assert 'trl,"same reward, ours / TRL, median",0.5000,,,0.3333' in lines
+    assert 'trl,"same reward, ours / TRL, median",0.4000,,,0.3333' in lines
     found = json.loads((tmp_path / "speed.json").read_text())
     assert found["trl"] == found_by_trl()
     assert "memory" not in found  # of another plan
