@@ -35,7 +35,7 @@ class Plan:
     second_reward: str | None = "emoji_preference"
     pictures: int = 32
     steps: int = 20
-    repeats: int = 6
+    repeats: int = 4
     many_pictures: tuple[int, ...] = (32, 64, 128, 256)
     many_steps: tuple[int, ...] = (5, 10, 20, 40)
     many_micro_batches: tuple[int, ...] = (8, 16, 32, 64, 128)
@@ -46,9 +46,9 @@ class Plan:
     splits: tuple[int, ...] = (1, 2, 4)
     prompts: tuple[str, ...] = ("a blue cat", "three foxes on the beach")
     seeds: tuple[int, ...] = (0, 1, 2)
-    budget: float = 240.0
-    points: int = 12
-    evaluated: int = 64
+    budget: float = 160.0
+    points: int = 10
+    evaluated: int = 48
     evaluation_steps: int = 20
 
 

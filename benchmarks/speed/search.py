@@ -38,7 +38,7 @@ def candidate(name: str, prompt: str, directory: str) -> Side:
 def score(folder: Path, prompt: str) -> float:
     """The evaluated reward near a training's end."""
     count = len(seconds(folder))
-    judge = evaluation(replace(Plan(), evaluated=48), prompt)
+    judge = evaluation(Plan(), prompt)
     return float(np.mean(judged(folder, range(max(0, count - LAST), count), judge)))
 
 
