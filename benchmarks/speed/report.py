@@ -71,6 +71,7 @@ def _trl_rows(found: dict[str, Any]) -> list[Row]:
         ),
         Row("trl", "same reward, ours / TRL, median", same["median_time_ratio"], at_most=1 / 3),
         Row("trl", "same reward for the first time, ours / TRL, median", same["median_first_time_ratio"]),
+        Row("trl", "same reward, ours / TRL's whole run, median", same["median_share_of_run"]),
         Row("trl", "same reward, ours / TRL, worst", same["worst_time_ratio"]),
         Row("trl", f"pairs that reach the level, of {same['of']}", same["reached"]),
         Row("trl", "KL there, ours, nats a picture", same["our_mean_kl"], at_most=same["peer_mean_kl"]),

@@ -61,7 +61,8 @@ def compare(ours: list[dict[str, float]], peer: list[dict[str, float]]) -> dict[
     """Two curves of a prompt and seed: the level, the points at which either side reaches it, the ratio of their times.
 
     Our point, seconds and ratios are None if we do not reach it; the ratios, too, if the peer ends no higher than it
-    began, and there is nothing to reach. A peer that was higher before its end is given its whole time.
+    began, and there is nothing to reach. A peer that was higher before its end is given its whole time. `share_of_run`
+    is our time over that of the peer's whole run, at the end of which the level is taken.
     """
     level = float(np.mean([p["reward"] for p in peer[-LAST:]]))
     found = {"our": reached(ours, level), "peer": reached(peer, level)}
@@ -69,13 +70,18 @@ def compare(ours: list[dict[str, float]], peer: list[dict[str, float]]) -> dict[
     found["peer"] = {key: end[key] if value is None else value for key, value in found["peer"].items()}
     learned = level > peer[0]["reward"]
 
-    def ratio(key: str) -> float | None:
-        ours, peers = found["our"][key], found["peer"][key]
-        return ours / peers if learned and ours is not None else None
+    def ratio(seconds: float | None, peers: float) -> float | None:
+        return seconds / peers if learned and seconds is not None else None
 
     sides = {f"{side}_{key}": value for side, of in found.items() for key, value in of.items()}
-    ratios = {"time_ratio": ratio("seconds"), "first_time_ratio": ratio("first_seconds")}
-    return {"level": level, "peer_learned": learned, **sides, **ratios}
+    return {
+        "level": level,
+        "peer_learned": learned,
+        **sides,
+        "time_ratio": ratio(found["our"]["seconds"], found["peer"]["seconds"]),
+        "first_time_ratio": ratio(found["our"]["first_seconds"], found["peer"]["first_seconds"]),
+        "share_of_run": ratio(found["our"]["seconds"], end["seconds"]),
+    }
 
 
 def evaluation(plan: Plan, prompt: str) -> dict[str, Any]:
@@ -147,6 +153,7 @@ def summary(pairs: list[dict[str, Any]]) -> dict[str, Any]:
         "median_time_ratio": over_pairs("time_ratio", np.median),
         "worst_time_ratio": over_pairs("time_ratio", max),
         "median_first_time_ratio": over_pairs("first_time_ratio", np.median),
+        "median_share_of_run": over_pairs("share_of_run", np.median),
         "our_mean_kl": float(np.mean([pair["our_kl"] for pair in there])) if there else None,
         "peer_mean_kl": float(np.mean([pair["peer_kl"] for pair in there])) if there else None,
     }

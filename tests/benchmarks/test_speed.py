@@ -167,6 +167,7 @@ def test_time_to_the_reward_that_the_peer_ends_at():
     assert found["our_seconds"] == pytest.approx(20.0)
     assert found["peer_seconds"] == pytest.approx(50.0)
     assert found["time_ratio"] == found["first_time_ratio"] == pytest.approx(0.4)
+    assert found["share_of_run"] == pytest.approx(20 / 60)
     # A peer that was higher before is given all of its time.
     assert compare(curve(0.0, 1.0), curve(0.0, 0.9, 0.9, 0.9, 0.6))["peer_seconds"] == 40.0
     never = compare(curve(0.0, 0.9, 0.7), PEER)
