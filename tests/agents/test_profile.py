@@ -118,7 +118,7 @@ def test_a_trace_that_could_not_be_made_says_why(config, capsys):
         **{**{f.name: getattr(config, f.name) for f in fields(TrainConfig)}, "out": config.out / "sft"},
         pool=16,
     )
-    train(replace(sft, iterations=2))
+    train(replace(sft, iterations=4))
     shown = capsys.readouterr().err
     assert "2 UNet calls of the phase 'sample'" in shown
     assert "no trace of 'update': no watched iteration came to such a UNet call" in shown
