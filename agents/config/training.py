@@ -55,7 +55,7 @@ class TrainConfig:
     if the adapters did not reach that half. The ratio stays exact."""
     merge_adapters: bool = True
     """Add the adapters into the weights while pictures are sampled, which is cheaper and moves the ratio by rounding
-    (4e-7). Float32 and --reduction mean only; elsewhere it has no effect."""
+    (below 1e-6). Float32 and --reduction mean only; elsewhere it has no effect."""
     eta: float | None = None
     """Noise level of DDIM; by default the model's own."""
     device: str = "auto"

@@ -27,7 +27,6 @@ PEER: dict[str, PeerSettings] = {
 """The peer's, by name. `first` is our own defaults, as far as the peer has the same settings."""
 OUR_UNGUIDED: dict[str, Any] = {"learning_rate": 3e-3, "guided_training": False, "kl_fraction": 0.25}
 OURS: dict[str, dict[str, Any]] = {
-    "ours": {},
     "ours_unguided": OUR_UNGUIDED,
     "ours_unguided_pictures_24": {**OUR_UNGUIDED, "pictures": 24},
     "ours_unguided_kl_0.01": {**OUR_UNGUIDED, "kl_weight": 0.01},
