@@ -95,7 +95,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
     """Ratios with their bars, the curves against TRL, and how cost grows."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 8), layout="constrained")
+    figure = Figure(figsize=(17, 8), layout="constrained")
     axes = figure.subplots(2, 3).flatten()
     _plot_ratios(axes[0], found)
     _plot_curves(axes[1], found)
@@ -117,7 +117,7 @@ def _plot_ratios(axis: Any, found: dict[str, Any]) -> None:
         axis.plot(row.value, i, "o", color="C0")
         if row.at_most is not None:
             axis.plot([row.at_most] * 2, [i - 0.35, i + 0.35], color="C3")
-    axis.set_yticks(range(len(shown)), [row.measure.replace(", ", ",\n") for row in shown], fontsize=7)
+    axis.set_yticks(range(len(shown)), [row.measure for row in shown], fontsize=7)
     axis.invert_yaxis()
     axis.set_title("ratios of CPU time (red: at most)")
 

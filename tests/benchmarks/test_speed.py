@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import pytest
@@ -12,7 +12,7 @@ import torch
 from agents.common.lora import add_lora
 from agents.training import Training
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import learning, memory, options, overhead, report, same_work, scaling
+from benchmarks.speed import candidates, learning, memory, options, overhead, report, same_work, scaling
 from benchmarks.speed.parts import alternate, cpu_seconds, in_turn, kept, ratio
 from benchmarks.speed.plan import QUICK, Plan
 from benchmarks.speed.same_reward import compare, reached, summary
@@ -216,6 +216,16 @@ def test_saved_adapters_are_judged_alike(tiny_model, tmp_path):
     kls = learning.judged(tmp_path, range(3), judge, kl=True)
     assert kls[0] == 0 < kls[1] < kls[2]
     assert [point["seconds"] for point in learning.curve(tmp_path, judge)] == times
+
+
+def test_the_best_settings_are_those_that_the_search_found():
+    tried = json.loads((command.RESULTS / "speed.json").read_text())["search"]
+    assert set(tried) == {*candidates.PEER, *candidates.OURS}
+    for name, one in tried.items():
+        settings = candidates.OURS[name] if name in candidates.OURS else asdict(candidates.PEER[name])
+        assert one["settings"] == settings
+    best = max(candidates.PEER, key=lambda name: tried[name]["mean"])
+    assert best == candidates.BEST_PEER
 
 
 def found_by_trl():
