@@ -3,9 +3,9 @@
     python -m benchmarks.ratio_deviation [--model DIR] [--steps 50] [--pictures 8]
 
 For the UNet in float32 (with its adapters apart, and merged into the weights in the rollout, as in training), bfloat16
-and float16, and micro-batches of several sizes, prints the largest |ratio - 1| under mean reduction, and the same in the
-rollout's own geometry (one denoising step of all pictures at once), as JSON. The policy is the pretrained model with
-adapters moved off zero, so that they take part.
+and float16, and micro-batches of several sizes, prints the largest |ratio - 1| under mean reduction, and the same in
+the rollout's own geometry (one denoising step of all pictures at once), as JSON. The policy is the pretrained model
+with adapters moved off zero, so that they take part.
 """
 
 import argparse
