@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+
 from agents.common.venv import Episodes
 
 PICTURES_SHOWN = 8
@@ -78,7 +80,7 @@ class Board:
             if name != "iteration":
                 self._writer.add_scalar(f"train/{name}", value, step)
         if episodes:
-            pictures = episodes[0].images[:PICTURES_SHOWN]
+            pictures = np.concatenate([e.images for e in episodes])[:PICTURES_SHOWN]
             self._writer.add_images("train/pictures", pictures, step, dataformats="NHWC")
         self._writer.flush()
 

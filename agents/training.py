@@ -3,6 +3,7 @@
 import json
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from agents.common.timer import PhaseTimer
 from agents.common.venv import BatchedVenv, Episodes
 from agents.config import TrainConfig
 from agents.inputs import check_inputs
+from agents.progress import PICTURES_SHOWN
 from agents.run_directory import CHECKPOINT, HISTORY, PIPELINE, RunError
 from agents.sft import RewardWeightedSFT
 from diffusion_gym.device import parse_device
@@ -98,7 +100,7 @@ class Training:
             num_envs=slots, num_steps=config.steps, waves=self.waves, rollouts=getattr(config, "rollouts", 1)
         )
         self.episodes: list[Episodes] = []
-        """Of the last iteration, one entry a wave."""
+        """Of the last iteration, one entry a wave, with the first few pictures of all."""
         venv = BatchedVenv(self.env, on_episodes=self._receive, timer=self.timer)
         self.collector: Collector[Any] = Collector(self.policy, venv, self.buffer)
         self.iteration = 0
@@ -263,7 +265,9 @@ class Training:
                 self.buffer.set_rewards(index[episodes.slots], episodes.rewards)
 
     def _receive(self, episodes: Episodes) -> None:
-        self.episodes.append(episodes)
+        """Keep what is reported of episodes that ended; of the pictures, which no update reads, only those shown."""
+        missing = max(0, PICTURES_SHOWN - sum(len(kept.images) for kept in self.episodes))
+        self.episodes.append(replace(episodes, images=episodes.images[:missing].copy()))
 
     def _record(self, stats: TrainingStats, seconds: float) -> Record:
         record: Record = {"iteration": self.iteration}

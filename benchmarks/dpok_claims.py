@@ -11,8 +11,10 @@ Writes `dpok_claims.json`, `.csv` and `.png` into `benchmarks/results` (with `--
 """
 
 import csv
+import itertools
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ import numpy as np
 from agents.config import DPOKConfig, EvaluateConfig, SFTConfig, TrainConfig
 from agents.run_directory import SCORES, read_history
 from benchmarks.command import Benchmark, write_result
-from benchmarks.intervals import Floats, apart, bootstrap, of_pairs
+from benchmarks.intervals import Floats, Interval, apart, bootstrap, mean_of_means, of_pairs
 from benchmarks.jobs import Job
 from benchmarks.settings import DPOK
 from diffusion_gym.emoji.grammar import PROBES, held_out_prompts, training_prompts
@@ -117,31 +119,41 @@ def scores(out: Path, names: Sequence[str], evaluation: str, when: str, measure:
 
 def single_prompt(plan: Plan, out: Path) -> dict[str, Any]:
     """Each method on each probe and on their mean, and what the claims come to."""
+
+    def groups(method: str, measure: str) -> list[Floats]:
+        """One of scores (S, B) a probe."""
+        source, when = ("rl_kl", "before") if method == "base" else (method, "after")
+        found = [
+            scores(out, [f"{source}/{probe}/{seed}" for seed in plan.seeds], "probe", when, measure)
+            for probe in plan.probes
+        ]
+        return [of_pairs(group) for group in found] if measure == "diversity" else found
+
     table: dict[str, Any] = {}
     for method in ("base", *methods(plan)):
-        source, when = ("rl_kl", "before") if method == "base" else (method, "after")
         table[method] = {}
         for measure in MEASURES:
-            groups = [
-                scores(out, [f"{source}/{probe}/{seed}" for seed in plan.seeds], "probe", when, measure)
-                for probe in plan.probes
-            ]
-            if measure == "diversity":
-                groups = [of_pairs(group) for group in groups]
-            found = {probe: bootstrap([group]) for probe, group in zip(plan.probes, groups, strict=True)}
-            table[method][measure] = {**found, "mean": bootstrap(groups, paired=True)}
+            of_probes = groups(method, measure)
+            found = {probe: bootstrap([group]) for probe, group in zip(plan.probes, of_probes, strict=True)}
+            table[method][measure] = {**found, "mean": bootstrap(of_probes, paired=True)}
 
     def better(one: str, other: str, measure: str, probe: str) -> bool:
         a, b = table[one][measure][probe], table[other][measure][probe]
         return a["mean"] > b["mean"] and apart(a, b)
 
-    gain = table["rl_kl"]["reader"]["mean"]["mean"] - table["base"]["reader"]["mean"]["mean"]
-    quality = {method: table[method]["quality"]["mean"]["mean"] for method in table}
+    def against_base(measure: str, statistic: Callable[[float, float], float]) -> Interval:
+        """A statistic of RL with KL and base, each the mean over the probes; they share seeds and noise."""
+        pairs = groups("rl_kl", measure) + groups("base", measure)
+        half = len(plan.probes)
+        return bootstrap(
+            pairs, lambda *both: statistic(mean_of_means(*both[:half]), mean_of_means(*both[half:])), paired=True
+        )
+
     claims = {
         "probes_where_rl_kl_beats_sft_on_reward": [p for p in plan.probes if better("rl_kl", "sft", "reward", p)],
         "rl_kl_beats_sft_on_mean_reader": better("rl_kl", "sft", "reader", "mean"),
-        "reader_points_gained_by_rl_kl": round(100 * gain, 1),
-        "quality_of_rl_kl_over_base": round(quality["rl_kl"] / quality["base"], 3),
+        "reader_points_gained_by_rl_kl": against_base("reader", lambda after, base: 100 * (after - base)),
+        "quality_of_rl_kl_over_base": against_base("quality", lambda after, base: after / base),
         "kl_term_keeps_quality": better("rl_kl", "rl", "quality", "mean"),
         "kl_term_keeps_diversity": better("rl_kl", "rl", "diversity", "mean"),
     }
@@ -160,6 +172,28 @@ def pictures_to_level(curve: Floats, level: float, pictures: int) -> int | None:
     return (first + 1) * pictures if first < len(curve) else None
 
 
+def share_of_pictures(curve: Floats, other: Floats) -> float:
+    """Share of the pictures of `other` after which `curve` stays at or above where `other` ends; inf if it does not."""
+    needed = pictures_to_level(curve, float(other[-1]), 1)
+    return math.inf if needed is None else needed / len(other)
+
+
+def share_over_seeds(curves_ST: Floats, others_ST: Floats) -> dict[str, float | None]:
+    """`share_of_pictures` of the seeds' mean curves, and its interval over all ways to draw the seeds anew.
+
+    None stands for a level that is not reached.
+    """
+
+    def share(rows: Sequence[int]) -> float:
+        return share_of_pictures(*(smoothed(runs[list(rows)].mean(0).tolist()) for runs in (curves_ST, others_ST)))
+
+    seeds = range(len(curves_ST))
+    drawn = [share(rows) for rows in itertools.product(seeds, repeat=len(seeds))]
+    low, high = np.percentile(drawn, [2.5, 97.5], method="nearest")  # nothing lies between a number and infinity
+    found = {"mean": share(seeds), "low": float(low), "high": float(high)}
+    return {key: value if math.isfinite(value) else None for key, value in found.items()}
+
+
 def multi_prompt(plan: Plan, out: Path) -> dict[str, Any]:
     """Original against RL on training prompts and held-out combinations, and the value function's curves."""
     table: dict[str, Any] = {}
@@ -174,20 +208,24 @@ def multi_prompt(plan: Plan, out: Path) -> dict[str, Any]:
             }
             for split in ("train", "held_out")
         }
-    mean = {name: smoothed(np.mean(curves[name], axis=0).tolist()) for name in curves}
-    needed = pictures_to_level(mean["many_value"], float(mean["many"][-1]), plan.many_pictures)
 
-    def gained(name: str, split: str) -> float:
-        found = table[name][split]
-        return float(found["after"]["reward"]["mean"] - found["before"]["reward"]["mean"])
+    def carried_over(name: str) -> Interval:
+        names = [f"{name}/{seed}" for seed in plan.seeds]
+        groups = [
+            scores(out, names, split, when, "reward") for split in ("held_out", "train") for when in ("after", "before")
+        ]
+        return bootstrap(
+            groups, lambda new, new_base, old, old_base: (new - new_base).mean() / (old - old_base).mean(), paired=True
+        )
 
     return {
         "table": table,
         "curves": curves,
         "claims": {
-            "pictures_without_value": plan.many_iterations * plan.many_pictures,
-            "pictures_with_value_to_the_same_reward": needed,
-            "share_of_gain_that_carries_over": {n: round(gained(n, "held_out") / gained(n, "train"), 3) for n in table},
+            "share_of_pictures_with_value_to_the_same_reward": share_over_seeds(
+                np.array(curves["many_value"]), np.array(curves["many"])
+            ),
+            "share_of_gain_that_carries_over": {name: carried_over(name) for name in table},
         },
     }
 

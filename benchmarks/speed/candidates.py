@@ -26,11 +26,16 @@ PEER: dict[str, PeerSettings] = {
 }
 """The peer's, by name. `first` is our own defaults, as far as the peer has the same settings."""
 OUR_UNGUIDED: dict[str, Any] = {"learning_rate": 3e-3, "guided_training": False, "kl_fraction": 0.25}
+OUR_LITTLE_KL: dict[str, Any] = {**OUR_UNGUIDED, "kl_weight": 0.005}
 OURS: dict[str, dict[str, Any]] = {
     "ours_unguided": OUR_UNGUIDED,
     "ours_unguided_pictures_24": {**OUR_UNGUIDED, "pictures": 24},
     "ours_unguided_kl_0.01": {**OUR_UNGUIDED, "kl_weight": 0.01},
-    "ours_unguided_kl_0.005": {**OUR_UNGUIDED, "kl_weight": 0.005},
+    "ours_unguided_kl_0.005": OUR_LITTLE_KL,
+    "ours_lr_5e-3": {**OUR_LITTLE_KL, "learning_rate": 5e-3},
+    "ours_clip_1e-2": {**OUR_LITTLE_KL, "clip_range": 1e-2},
+    "ours_fraction_0.3": {**OUR_LITTLE_KL, "timestep_fraction": 0.3},
+    "ours_pictures_96": {**OUR_LITTLE_KL, "pictures": 96},
     "ours_unguided_kl_0": {**OUR_UNGUIDED, "kl_weight": 0.0, "kl_fraction": 1.0},
 }
 """Our own, by name: what differs from the defaults of DPOK."""

@@ -57,8 +57,13 @@ def rows(found: dict[str, Any]) -> list[Row]:
                 _ratio("scaling", against, point["over_first"], bar),
             ]
     if "memory" in found:
-        grown, stored = found["memory"]["growth_mib"], found["memory"]["growth_of_stored_mib"]
-        lines.append(Row("memory", "growth of the peak, MiB", grown, at_most=stored))
+        allocated, resident, stored = (
+            found["memory"][f"growth_of_{name}_mib"] for name in ("allocated", "resident", "stored")
+        )
+        lines += [
+            Row("memory", "growth of the peak, allocated, MiB", allocated, at_most=stored),
+            Row("memory", "growth of the peak, resident, MiB", resident, at_most=stored),
+        ]
     return lines
 
 

@@ -33,6 +33,7 @@ from agents.config import (
 from agents.evaluation import (
     load_trained,
 )
+from agents.progress import PICTURES_SHOWN
 from agents.run import train
 from agents.run_directory import RunError
 from agents.training import Training
@@ -94,6 +95,14 @@ def test_seeds_share_no_episode_and_cyclic_prompts_go_on(settings: dict[str, Any
             prompts += [prompt for episodes in training.episodes for prompt in episodes.prompts]
         assert prompts == ["a cat", "a dog"] * 3
     assert len({*begun[0], *begun[1]}) == 12
+
+
+def test_only_pictures_that_are_shown_are_kept(settings: dict[str, Any]) -> None:
+    training = Training(DDPOConfig(**settings | {"pictures": 12, "slots": 6}))
+    training.iterate()
+    assert [len(episodes.rewards) for episodes in training.episodes] == [6, 6]
+    assert [len(episodes.images) for episodes in training.episodes] == [6, PICTURES_SHOWN - 6]
+    assert all(episodes.images.base is None for episodes in training.episodes)
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(settings: dict[str, Any], tmp_path: Path) -> None:

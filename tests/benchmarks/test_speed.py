@@ -1,5 +1,6 @@
 """The benchmark of speed in miniature: what its numbers must be by construction."""
 
+import ctypes
 import json
 import math
 import time
@@ -17,6 +18,8 @@ from benchmarks.speed.parts import alternate, cpu_seconds, in_turn, kept, ratio
 from benchmarks.speed.plan import QUICK, Plan
 from benchmarks.speed.same_reward import compare, reached, summary
 from diffusion_gym.pipelines import load_pipeline
+
+NEEDS_GLIBC = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33 or later")
 
 
 @pytest.fixture
@@ -104,11 +107,25 @@ def test_cost_a_picture_is_the_iterations_over_its_pictures(plan):
     assert many["over_first"]["mean"] == pytest.approx(many["a_picture"] / few["a_picture"])
 
 
+@NEEDS_GLIBC
 def test_memory_grows_against_what_the_buffer_stores(plan, tiny_pipeline):
     few, many = (memory.rise(overhead.settings(plan, pictures=pictures)) for pictures in (2, 16))
-    found = memory.compare(few, many)
+    found = memory.compare([few, few], [many, many])
     values = math.prod(tiny_pipeline.latent_shape)
     assert found["growth_of_stored_mib"] >= 14 * (plan.steps + 1) * values * 4 / memory.MIB
+    assert found["growth_of_allocated_mib"] == pytest.approx(many["allocated_mib"] - few["allocated_mib"])
+
+
+@NEEDS_GLIBC
+def test_the_peak_of_allocated_memory_is_found_after_it_is_freed():
+    before = memory.allocated()
+    with memory.AllocatedPeak() as most:
+        block = torch.ones(30 * memory.MIB, dtype=torch.uint8)
+        time.sleep(0.1)
+        del block
+        time.sleep(0.01)
+    assert 30 * memory.MIB <= most.bytes - before < 40 * memory.MIB
+    assert memory.allocated() - before < 10 * memory.MIB
 
 
 def test_processes_of_their_own_take_turns():
@@ -260,13 +277,14 @@ def test_every_part_has_its_lines():
     iteration = {"reward": "r", "over_bare": one, "over_bare_without_decode_and_reward": one}
     iteration |= {"share_of_decode": 0.1, "share_of_reward": 0.0}
     point = {"value": 1, "a_picture": 0.1, "a_picture_and_step": 0.01, "over_first": one}
+    memory_grown = {"allocated": 2.0, "resident": 4.0, "stored": 3.0}
     rows = report.rows(
         {
             "overhead": {"iterations": [iteration], "dpok_kl": {"1": {"ratio": one}, "0.5": {"ratio": one}}},
             "options": {"default": {"over_default": one}, "guided_training=False": {"over_default": one}},
             "trl": found_by_trl(),
             "scaling": {"pictures": [point, point]},
-            "memory": {"growth_mib": 2.0, "growth_of_stored_mib": 3.0},
+            "memory": {f"growth_of_{name}_mib": value for name, value in memory_grown.items()},
         }
     )
     assert [row.measure for row in rows if row.part == "options"] == ["iteration / default, guided_training=False"]
@@ -279,7 +297,8 @@ def test_every_part_has_its_lines():
         "same reward, ours / TRL, median": 1 / 3,
         "KL there, ours, nats a picture": 5.0,
         "a picture, pictures 1 / 1": 1.05,
-        "growth of the peak, MiB": 3.0,
+        "growth of the peak, allocated, MiB": 3.0,
+        "growth of the peak, resident, MiB": 3.0,
     }
 
 
