@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from benchmarks.settings import DPOK
 from diffusion_gym.emoji.grammar import PROBES, held_out_prompts, training_prompts
 
 MEASURES = ("reward", "reader", "quality", "diversity", "kl")
+LABELS = {"base": "pretrained", "sft": "supervised (SFT)", "rl": "RL without KL", "rl_kl": "RL with KL (DPOK)"}
 
 
 @dataclass(frozen=True)
@@ -141,21 +143,23 @@ def single_prompt(plan: Plan, out: Path) -> dict[str, Any]:
         a, b = table[one][measure][probe], table[other][measure][probe]
         return a["mean"] > b["mean"] and apart(a, b)
 
-    def against_base(measure: str, statistic: Callable[[float, float], float]) -> Interval:
-        """A statistic of RL with KL and base, each the mean over the probes; they share seeds and noise."""
-        pairs = groups("rl_kl", measure) + groups("base", measure)
+    def compared(one: str, other: str, measure: str, statistic: Callable[[float, float], float]) -> Interval:
+        """A statistic of two methods' means over the probes, which share seeds and noise."""
         half = len(plan.probes)
         return bootstrap(
-            pairs, lambda *both: statistic(mean_of_means(*both[:half]), mean_of_means(*both[half:])), paired=True
+            groups(one, measure) + groups(other, measure),
+            lambda *both: statistic(mean_of_means(*both[:half]), mean_of_means(*both[half:])),
+            paired=True,
         )
 
     claims = {
         "probes_where_rl_kl_beats_sft_on_reward": [p for p in plan.probes if better("rl_kl", "sft", "reward", p)],
         "rl_kl_beats_sft_on_mean_reader": better("rl_kl", "sft", "reader", "mean"),
-        "reader_points_gained_by_rl_kl": against_base("reader", lambda after, base: 100 * (after - base)),
-        "quality_of_rl_kl_over_base": against_base("quality", lambda after, base: after / base),
-        "kl_term_keeps_quality": better("rl_kl", "rl", "quality", "mean"),
-        "kl_term_keeps_diversity": better("rl_kl", "rl", "diversity", "mean"),
+        "reader_points_gained_by_rl_kl": compared("rl_kl", "base", "reader", lambda after, base: 100 * (after - base)),
+        "quality_of_rl_kl_over_base": compared("rl_kl", "base", "quality", truediv),
+        "quality_without_kl_over_with": compared("rl", "rl_kl", "quality", truediv),
+        "diversity_without_kl_over_with": compared("rl", "rl_kl", "diversity", truediv),
+        "reader_points_without_kl_over_with": compared("rl", "rl_kl", "reader", lambda rl, kl: 100 * (rl - kl)),
     }
     return {"table": table, "claims": claims}
 
@@ -255,10 +259,11 @@ def plot(result: dict[str, Any], path: Path, plan: Plan) -> None:
             x = np.arange(len(columns)) + (i - 1.5) * 0.2
             mean = np.array([f["mean"] for f in found])
             spread = np.abs(np.array([[f["low"] for f in found], [f["high"] for f in found]]) - mean)
-            axis.bar(x, mean, 0.2, yerr=spread, label=method, capsize=2)
+            axis.bar(x, mean, 0.2, yerr=spread, label=LABELS[method], capsize=2)
         axis.set_xticks(range(len(columns)), [c.replace(" ", "\n", 2) for c in columns], fontsize=7)
         axis.set_title({"kl": "KL to the pretrained model, nats"}.get(measure, measure))
-    axes[0].legend(fontsize=8)
+    axes[4].set_yscale("log")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(table))
     for name, label in (("many", "without value function"), ("many_value", "with value function")):
         curve = np.mean(result["multi_prompt"]["curves"][name], axis=0).tolist()
         pictures = np.arange(1, len(curve) + 1) * plan.many_pictures
