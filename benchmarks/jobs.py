@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
@@ -45,7 +46,8 @@ class Job:
         folder = out / self.name
         if (folder / CONFIG).is_file():
             check(replace(self.config, out=folder, resume=True))
-        return all(self.is_evaluated(key, folder / key) for key in self.evaluations)
+        trained = (folder / CHECKPOINT).is_file() and len(read_history(folder)) == self.config.iterations
+        return trained and all(self.is_evaluated(key, folder / key) for key in self.evaluations)
 
     def is_evaluated(self, key: str, folder: Path) -> bool:
         """Whether `folder` holds this evaluation, of the finished training and with these settings."""
@@ -79,7 +81,7 @@ def run_jobs(jobs: Sequence[Job], *, out: Path, processes: int = 1) -> None:
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # before the processes import torch
     with (
         ProcessPoolExecutor(
-            processes, multiprocessing.get_context("spawn"), initializer=_write_into, initargs=(out / "logs",)
+            processes, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(out / "logs",)
         ) as pool,
         tqdm(total=len(jobs), initial=len(jobs) - len(left), desc=out.name, unit="run") as bar,
     ):
@@ -112,6 +114,20 @@ def run_job(job: Job, out: Path) -> None:
         evaluate(config, settings, folder=folder / key)
         (folder / key / SETTINGS).write_text(json.dumps(asdict(settings), indent=1) + "\n")
     shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
+
+
+def _begin(logs: Path) -> None:
+    """Prepare a process of the pool."""
+    _write_into(logs)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent was killed; its training can be gone on with from the last iteration."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _write_into(folder: Path) -> None:

@@ -1,6 +1,13 @@
 """The benchmark of DPOK's claims, in miniature: it trains, goes on after a kill, and collects what was measured."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,6 +79,35 @@ def test_jobs_of_one_name_are_refused(tmp_path):
         run_jobs([job, Job(job.name, job.config)], out=tmp_path)
     with pytest.raises(ValueError, match="processes"):
         run_jobs([job], out=tmp_path, processes=0)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads /proc")
+def test_trainings_end_with_the_benchmark(tmp_path):
+    config = 'DPOKConfig(prompts=("a cat",), iterations=10_000, pictures=2, steps=2, device="cpu")'
+    code = (
+        "from pathlib import Path\n"
+        "from agents.config import DPOKConfig\n"
+        "from benchmarks.jobs import Job, run_jobs\n"
+        f"run_jobs([Job('endless', {config})], out=Path({str(tmp_path)!r}))"
+    )
+
+    def wait_until(done: Callable[[], bool]) -> None:
+        end = time.monotonic() + 60
+        while not done():
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as benchmark:
+        wait_until((tmp_path / "endless" / HISTORY).is_file)
+        training = int(next((tmp_path / "logs").iterdir()).stem)
+        command = Path(f"/proc/{training}/cmdline")
+        assert command.read_text()
+        benchmark.kill()
+    try:
+        wait_until(lambda: not command.exists() or not command.read_text())  # gone, or not yet collected
+    except AssertionError:
+        os.kill(training, signal.SIGKILL)
+        raise
 
 
 def test_the_bootstrap_covers_a_known_mean():
