@@ -4,8 +4,8 @@
 
 On each of DPOK's four prompts: supervised fine-tuning with KL-O, reinforcement learning without the KL, and with it
 (DPOK), from equal numbers of generated pictures, rewarded by `emoji_preference`; the reader, the quality judge and the
-diversity of the pictures only watch. On the multi-prompt grammar: DPOK with and without the value function, and what
-carries over to combinations of words that no training picture showed.
+diversity of the pictures only watch. On many prompts, the whole grammar and its family of coloured things: DPOK with
+and without the value function, and what carries over to combinations of words that no training picture showed.
 
 Writes `dpok_claims.json`, `.csv` and `.png` into `benchmarks/results` (with `--quick` into `--out`).
 """
@@ -28,10 +28,14 @@ from benchmarks.command import Benchmark, write_result
 from benchmarks.intervals import Floats, Interval, apart, bootstrap, mean_of_means, of_pairs
 from benchmarks.jobs import Job
 from benchmarks.settings import DPOK
-from diffusion_gym.emoji.grammar import PROBES, held_out_prompts, training_prompts
+from diffusion_gym.emoji.grammar import PROBES
+from diffusion_gym.prompts import load_prompts
 
 MEASURES = ("reward", "reader", "quality", "diversity", "kl")
 LABELS = {"base": "pretrained", "sft": "supervised (SFT)", "rl": "RL without KL", "rl_kl": "RL with KL (DPOK)"}
+VALUE = {"without_value": False, "with_value": True}
+MANY = {"grammar": ("emoji/train", "emoji/held_out"), "colored": ("emoji/colored", "emoji/colored_held_out")}
+"""Sets of many prompts, to train on and held out."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,9 @@ def methods(plan: Plan) -> dict[str, TrainConfig]:
     return {"sft": sft, "rl": replace(rl, kl_weight=0.0), "rl_kl": rl}
 
 
-def prompt_sample(prompts: Sequence[str], count: int, seed: int) -> tuple[str, ...]:
+def prompt_sample(prompts: str, count: int, seed: int) -> tuple[str, ...]:
     """Some prompts of a set, the same for all trainings."""
-    return tuple(np.random.default_rng(seed).permutation(list(prompts))[:count].tolist())
+    return tuple(np.random.default_rng(seed).permutation(list(load_prompts(prompts).texts))[:count].tolist())
 
 
 def jobs(plan: Plan) -> list[Job]:
@@ -95,9 +99,10 @@ def jobs(plan: Plan) -> list[Job]:
             for probe in plan.probes:
                 evaluations = {"probe": EvaluateConfig(pictures=plan.evaluated)}
                 found.append(Job(f"{name}/{probe}/{seed}", replace(config, prompts=(probe,), **common), evaluations))
-        for name, critic in (("many", False), ("many_value", True)):
+        for prompts, (name, critic) in itertools.product(MANY, VALUE.items()):
+            training, held_out = MANY[prompts]
             config = DPOKConfig(
-                prompts=("emoji/train",),
+                prompts=(training,),
                 value_function=critic,
                 iterations=plan.many_iterations,
                 pictures=plan.many_pictures,
@@ -106,10 +111,10 @@ def jobs(plan: Plan) -> list[Job]:
             )
             count = 4 * plan.evaluated
             evaluations = {
-                "train": EvaluateConfig(prompts=prompt_sample(training_prompts(), count, 1), pictures=count),
-                "held_out": EvaluateConfig(prompts=prompt_sample(held_out_prompts(), count, 2), pictures=count),
+                "train": EvaluateConfig(prompts=prompt_sample(training, count, 1), pictures=count),
+                "held_out": EvaluateConfig(prompts=prompt_sample(held_out, count, 2), pictures=count),
             }
-            found.append(Job(f"{name}/{seed}", config, evaluations))
+            found.append(Job(f"{prompts}/{name}/{seed}", config, evaluations))
     return found
 
 
@@ -198,38 +203,45 @@ def share_over_seeds(curves_ST: Floats, others_ST: Floats) -> dict[str, float | 
     return {key: value if math.isfinite(value) else None for key, value in found.items()}
 
 
-def multi_prompt(plan: Plan, out: Path) -> dict[str, Any]:
-    """Original against RL on training prompts and held-out combinations, and the value function's curves."""
+def multi_prompt(plan: Plan, out: Path, prompts: str) -> dict[str, Any]:
+    """Original against RL on training prompts and held-out combinations of a set, and the value function's curves."""
     table: dict[str, Any] = {}
     curves: dict[str, list[list[float]]] = {}
-    for name in ("many", "many_value"):
-        names = [f"{name}/{seed}" for seed in plan.seeds]
+    carried_over: dict[str, Interval] = {}
+    for name in VALUE:
+        names = [f"{prompts}/{name}/{seed}" for seed in plan.seeds]
         curves[name] = [[record["reward"] for record in read_history(out / run)] for run in names]
-        table[name] = {
+        found = {
             split: {
-                when: {m: bootstrap([scores(out, names, split, when, m)]) for m in ("reward", "reader", "quality")}
-                for when in ("before", "after")
+                measure: [scores(out, names, split, when, measure) for when in ("before", "after")]
+                for measure in ("reward", "reader", "quality")
             }
             for split in ("train", "held_out")
         }
-
-    def carried_over(name: str) -> Interval:
-        names = [f"{name}/{seed}" for seed in plan.seeds]
-        groups = [
-            scores(out, names, split, when, "reward") for split in ("held_out", "train") for when in ("after", "before")
-        ]
-        return bootstrap(
-            groups, lambda new, new_base, old, old_base: (new - new_base).mean() / (old - old_base).mean(), paired=True
+        table[name] = {
+            split: {
+                measure: {
+                    "before": bootstrap([before]),
+                    "after": bootstrap([after]),
+                    "gain": bootstrap([after, before], lambda after, before: after.mean() - before.mean(), paired=True),
+                }
+                for measure, (before, after) in measures.items()
+            }
+            for split, measures in found.items()
+        }
+        carried_over[name] = bootstrap(
+            [*found["held_out"]["reward"], *found["train"]["reward"]],
+            lambda new_base, new, old_base, old: (new - new_base).mean() / (old - old_base).mean(),
+            paired=True,
         )
-
     return {
         "table": table,
         "curves": curves,
         "claims": {
             "share_of_pictures_with_value_to_the_same_reward": share_over_seeds(
-                np.array(curves["many_value"]), np.array(curves["many"])
+                np.array(curves["with_value"]), np.array(curves["without_value"])
             ),
-            "share_of_gain_that_carries_over": {name: carried_over(name) for name in table},
+            "share_of_gain_that_carries_over": carried_over,
         },
     }
 
@@ -264,10 +276,11 @@ def plot(result: dict[str, Any], path: Path, plan: Plan) -> None:
         axis.set_title({"kl": "KL to the pretrained model, nats"}.get(measure, measure))
     axes[4].set_yscale("log")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(table))
-    for name, label in (("many", "without value function"), ("many_value", "with value function")):
-        curve = np.mean(result["multi_prompt"]["curves"][name], axis=0).tolist()
-        pictures = np.arange(1, len(curve) + 1) * plan.many_pictures
-        axes[5].plot(pictures, smoothed(curve), label=label)
+    for (prompts, found), style in zip(result["multi_prompt"].items(), ("--", "-"), strict=True):
+        for i, name in enumerate(VALUE):
+            curve = np.mean(found["curves"][name], axis=0).tolist()
+            pictures = np.arange(1, len(curve) + 1) * plan.many_pictures
+            axes[5].plot(pictures, smoothed(curve), f"C{i}{style}", label=f"{prompts}, {name.replace('_', ' ')}")
     axes[5].set_title("many prompts: reward against pictures")
     axes[5].legend(fontsize=8)
     figure.savefig(path, dpi=110)
@@ -275,11 +288,12 @@ def plot(result: dict[str, Any], path: Path, plan: Plan) -> None:
 
 def write(plan: Plan, out: Path, results: Path) -> dict[str, Any]:
     """Collect finished trainings into `results`; returns the claims."""
-    found = {"single_prompt": single_prompt(plan, out), "multi_prompt": multi_prompt(plan, out)}
+    many = {prompts: multi_prompt(plan, out, prompts) for prompts in MANY}
+    found = {"single_prompt": single_prompt(plan, out), "multi_prompt": many}
     write_result(results / "dpok_claims.json", plan, found)
     write_csv(found, results / "dpok_claims.csv")
     plot(found, results / "dpok_claims.png", plan)
-    return {part: found[part]["claims"] for part in found}
+    return found["single_prompt"]["claims"] | {prompts: part["claims"] for prompts, part in many.items()}
 
 
 BENCHMARK = Benchmark("dpok_claims", Plan(), QUICK, lambda plan: [jobs(plan)], write)

@@ -42,7 +42,7 @@ class TrainConfig:
     """Sample the next pictures while the last ones are judged; with --slots smaller than --pictures. It hides the time
     of a reward on a server or another device, and changes no result."""
     prompts: tuple[str, ...] = ("emoji/probes",)
-    """Prompts, or one name of a prompt set (emoji/probes, emoji/train), or one .txt or .jsonl file."""
+    """Prompts, or one name of a prompt set (emoji/probes, emoji/train, emoji/colored), or one .txt or .jsonl file."""
     steps: int = 10
     """Denoising steps T in training. Few are cheap; a policy trained at 10 gains a little less when sampled at 20."""
     guidance_scale: float | None = None

@@ -164,6 +164,21 @@ def held_out_prompts() -> list[str]:
     return [describe(scene) for scene in _all_scenes() if is_held_out(scene)]
 
 
+def _colored_scenes() -> Iterator[Scene]:
+    for noun, color, count in itertools.product(NOUN_NAMES, COLORS, range(1, MAX_COUNT + 1)):
+        yield Scene((Group(noun, count, color),))
+
+
+def colored_prompts() -> list[str]:
+    """Returns the training prompts of a number, a colour and a noun, such as "two red foxes"."""
+    return [describe(scene) for scene in _colored_scenes() if not is_held_out(scene)]
+
+
+def colored_held_out_prompts() -> list[str]:
+    """Returns the held-out prompts of a number, a colour and a noun."""
+    return [describe(scene) for scene in _colored_scenes() if is_held_out(scene)]
+
+
 def _choice(rng: np.random.Generator, items: Sequence[str]) -> str:
     return items[int(rng.integers(len(items)))]
 

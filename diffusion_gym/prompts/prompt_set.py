@@ -13,6 +13,8 @@ _NAMED: dict[str, str | Callable[[], Sequence[str]]] = {
     "emoji/probes": "diffusion_gym.emoji.grammar:PROBES",
     "emoji/train": "diffusion_gym.emoji.grammar:training_prompts",
     "emoji/held_out": "diffusion_gym.emoji.grammar:held_out_prompts",
+    "emoji/colored": "diffusion_gym.emoji.grammar:colored_prompts",
+    "emoji/colored_held_out": "diffusion_gym.emoji.grammar:colored_held_out_prompts",
 }
 
 
@@ -70,8 +72,9 @@ def load_prompts(prompts: "str | os.PathLike[str] | Iterable[str | Mapping[str, 
     """Read a prompt set.
 
     Args:
-        prompts: a registered name ("emoji/probes", "emoji/train", "emoji/held_out"); a path to a .txt or .jsonl file;
-            a list of prompts, or of mappings with a "prompt", perhaps a "weight", and metadata; or a PromptSet.
+        prompts: a registered name ("emoji/probes", "emoji/train", "emoji/held_out", "emoji/colored",
+            "emoji/colored_held_out"); a path to a .txt or .jsonl file; a list of prompts, or of mappings with a
+            "prompt", perhaps a "weight", and metadata; or a PromptSet.
 
     Raises:
         TypeError, ValueError: `prompts` is none of these, is empty, or holds something that is no prompt; the message

@@ -10,6 +10,8 @@ from diffusion_gym.emoji.grammar import (
     Scene,
     all_prompts,
     alt_text,
+    colored_held_out_prompts,
+    colored_prompts,
     combinations,
     describe,
     held_out_prompts,
@@ -18,7 +20,7 @@ from diffusion_gym.emoji.grammar import (
     sample_scene,
     training_prompts,
 )
-from diffusion_gym.emoji.nouns import COLORS, NATURAL, NOUN_NAMES, PLACES, PLAIN
+from diffusion_gym.emoji.nouns import COLORS, MAX_COUNT, NATURAL, NOUN_NAMES, PLACES, PLAIN
 
 
 def test_probes_are_dpoks_four_and_are_trained_on():
@@ -43,6 +45,15 @@ def test_splits_are_disjoint_and_cover_the_grammar():
     assert not training & held_out
     assert training | held_out == set(all_prompts())
     assert 0.1 < len(held_out) / len(all_prompts()) < 0.3
+
+
+def test_coloured_prompts_are_those_of_the_grammar_with_a_colour_and_nothing_else():
+    prompts, held_out = colored_prompts(), colored_held_out_prompts()
+    assert "two red foxes" in prompts + held_out
+    assert set(prompts) < set(training_prompts())
+    assert set(held_out) < set(held_out_prompts())
+    assert len(prompts) + len(held_out) == len(NOUN_NAMES) * len(COLORS) * MAX_COUNT
+    assert all(len(prompt.split()) >= 3 and parse(prompt).place is None for prompt in prompts + held_out)
 
 
 def test_every_word_of_a_held_out_prompt_was_seen_in_training():
