@@ -58,7 +58,7 @@ class Plan:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     rewards: tuple[str, ...] = tuple(REWARDS)
-    iterations: int = 14
+    iterations: int = 12
     pictures: int = 48
     evaluated: int = 64
     steps: int = 10
@@ -81,7 +81,8 @@ def agents(plan: Plan) -> dict[str, TrainConfig]:
         "ppo": PPOConfig(**common, **POLICY_GRADIENT),
         "ddpo": DDPOConfig(**common, **POLICY_GRADIENT),
         "dpok": DPOKConfig(**common, **DPOK),
-        "rwr": SFTConfig(**common),
+        # Without the regulariser, learning from one's own pictures lowers rewards, whatever the weights (see the README).
+        "rwr": SFTConfig(**common, passes=4, regulariser="kl-o"),
         # All pictures are drawn from the pretrained model; then come eight passes over the best tenth.
         "sft": SFTConfig(
             **(common | {"iterations": plan.iterations + 3}),
