@@ -81,7 +81,7 @@ def agents(plan: Plan) -> dict[str, TrainConfig]:
         "ppo": PPOConfig(**common, **POLICY_GRADIENT),
         "ddpo": DDPOConfig(**common, **POLICY_GRADIENT),
         "dpok": DPOKConfig(**common, **DPOK),
-        # Without the regulariser, learning from one's own pictures lowers rewards, whatever the weights (see the README).
+        # Without the regulariser, learning from one's own pictures lowers rewards by itself (see the README).
         "rwr": SFTConfig(**common, passes=4, regulariser="kl-o"),
         # All pictures are drawn from the pretrained model; then come eight passes over the best tenth.
         "sft": SFTConfig(

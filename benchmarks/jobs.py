@@ -38,7 +38,7 @@ class Job:
     evaluations: Mapping[str, EvaluateConfig] = field(default_factory=dict)
 
     def is_done(self, out: Path) -> bool:
-        """Whether all of it is there.
+        """Whether all of it is there; the training may have gone on since it was evaluated.
 
         Raises:
             RunError: what is there was made with other settings.
@@ -46,7 +46,8 @@ class Job:
         folder = out / self.name
         if (folder / CONFIG).is_file():
             check(replace(self.config, out=folder, resume=True))
-        trained = (folder / CHECKPOINT).is_file() and len(read_history(folder)) == self.config.iterations
+        done = len(read_history(folder)) if (folder / CHECKPOINT).is_file() else 0
+        trained = done >= self.config.iterations if self.evaluations else done == self.config.iterations
         return trained and all(self.is_evaluated(key, folder / key) for key in self.evaluations)
 
     def is_evaluated(self, key: str, folder: Path) -> bool:

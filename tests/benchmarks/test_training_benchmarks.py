@@ -37,14 +37,19 @@ def test_every_agent_is_compared_on_every_reward(tmp_path):
 def test_reward_hacking_judges_each_model_on_its_way(tmp_path):
     plan = reward_hacking.Plan(seeds=(0,), kl_weights=(0.0, 0.1), stages=(1, 2), pictures=4, evaluated=4, steps=2)
     benchmark = reward_hacking.BENCHMARK
-    for jobs in benchmark.stages(plan):
+    stages = [list(jobs) for jobs in benchmark.stages(plan)]
+    for jobs in stages:
         run_jobs(jobs, out=tmp_path, processes=1)
+    assert all(job.is_done(tmp_path) for jobs in stages for job in jobs)  # the first stage too, though it went on
     benchmark.write(plan, tmp_path, tmp_path)
     found = json.loads((tmp_path / "reward_hacking.json").read_text())["paths"]
     for points in found.values():
         assert [p["iterations"] for p in points] == [0, 1, 2]
         assert points[0]["kl"]["mean"] == 0
         assert 0 < points[1]["kl"]["mean"] != points[2]["kl"]["mean"]
+        for point in points[1:]:
+            for measure, interval in point["change"].items():
+                assert interval["mean"] == pytest.approx(point[measure]["mean"] - points[0][measure]["mean"])
     assert (tmp_path / "reward_hacking.png").stat().st_size > 10_000
 
 
@@ -53,8 +58,12 @@ def test_the_front_holds_what_nothing_beats_in_both():
         return {"kl": {"mean": kl}, "reward": {"mean": reward}}
 
     points = [point(2, 1), point(0, 0), point(1, 2), point(3, 3), point(3, 2)]
-    front = [(p["kl"]["mean"], p["reward"]["mean"]) for p in reward_hacking.pareto_front(points, "kl", "reward")]
-    assert front == [(0, 0), (1, 2), (3, 3)]
+
+    def front(**signs):
+        return [(p["kl"]["mean"], p["reward"]["mean"]) for p in reward_hacking.pareto_front(points, signs)]
+
+    assert front(reward=1, kl=-1) == [(0, 0), (1, 2), (3, 3)]
+    assert front(reward=1, kl=1) == [(3, 3)]
 
 
 def test_the_suite_has_every_benchmark_that_trains():
