@@ -169,7 +169,7 @@ def single_prompt(plan: Plan, out: Path) -> dict[str, Any]:
     return {"table": table, "claims": claims}
 
 
-def smoothed(values: Sequence[float], window: int = 5) -> Floats:
+def running_mean(values: Sequence[float], window: int = 5) -> Floats:
     """Running mean over the last `window` values."""
     return np.array([np.mean(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values))])
 
@@ -194,7 +194,7 @@ def share_over_seeds(curves_ST: Floats, others_ST: Floats) -> dict[str, float | 
     """
 
     def share(rows: Sequence[int]) -> float:
-        return share_of_pictures(*(smoothed(runs[list(rows)].mean(0).tolist()) for runs in (curves_ST, others_ST)))
+        return share_of_pictures(*(running_mean(runs[list(rows)].mean(0).tolist()) for runs in (curves_ST, others_ST)))
 
     seeds = range(len(curves_ST))
     drawn = [share(rows) for rows in itertools.product(seeds, repeat=len(seeds))]
@@ -280,7 +280,7 @@ def plot(result: dict[str, Any], path: Path, plan: Plan) -> None:
         for i, name in enumerate(VALUE):
             curve = np.mean(found["curves"][name], axis=0).tolist()
             pictures = np.arange(1, len(curve) + 1) * plan.many_pictures
-            axes[5].plot(pictures, smoothed(curve), f"C{i}{style}", label=f"{prompts}, {name.replace('_', ' ')}")
+            axes[5].plot(pictures, running_mean(curve), f"C{i}{style}", label=f"{prompts}, {name.replace('_', ' ')}")
     axes[5].set_title("many prompts: reward against pictures")
     axes[5].legend(fontsize=8)
     figure.savefig(path, dpi=110)

@@ -26,7 +26,7 @@ LAST = 3
 """Evaluations at the end of the peer's training whose mean is the level."""
 
 
-def smoothed(values: Sequence[float]) -> list[float]:
+def neighbour_means(values: Sequence[float]) -> list[float]:
     """Each value's mean with its neighbours."""
     return [float(np.mean(values[max(0, i - 1) : i + 2])) for i in range(len(values))]
 
@@ -45,7 +45,7 @@ def reached(points: list[dict[str, float]], level: float) -> dict[str, Any]:
 
     All None if it never stays there, or never gets there.
     """
-    rewards, seconds = smoothed([p["reward"] for p in points]), [p["seconds"] for p in points]
+    rewards, seconds = neighbour_means([p["reward"] for p in points]), [p["seconds"] for p in points]
     below = [i for i, reward in enumerate(rewards) if reward < level]
     stays = below[-1] + 1 if below else 0
     point = stays if stays < len(points) else None

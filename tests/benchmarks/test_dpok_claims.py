@@ -14,7 +14,7 @@ import pytest
 
 from agents.run_directory import HISTORY, SCORES, read_history
 from benchmarks import dpok_claims
-from benchmarks.dpok_claims import Plan, jobs, pictures_to_level, share_over_seeds, smoothed
+from benchmarks.dpok_claims import Plan, jobs, pictures_to_level, running_mean, share_over_seeds
 from benchmarks.intervals import apart, bootstrap, of_pairs
 from benchmarks.jobs import Job, run_jobs
 
@@ -167,7 +167,7 @@ def test_the_level_must_be_kept_not_only_touched():
     assert pictures_to_level(curve, 1.0, 10) == 40
     assert pictures_to_level(curve, 3.0, 10) is None
     assert pictures_to_level(curve, -1.0, 10) == 10
-    assert smoothed([0.0, 2.0, 4.0], window=2).tolist() == [0.0, 1.0, 3.0]
+    assert running_mean([0.0, 2.0, 4.0], window=2).tolist() == [0.0, 1.0, 3.0]
 
 
 def test_the_share_of_pictures_to_the_other_sides_end_is_drawn_over_seeds():

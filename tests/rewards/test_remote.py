@@ -1,23 +1,16 @@
 """Rewards over HTTP: the right reward for each picture, whatever happens to server and connection."""
 
-import json
-import os
 import random
-import shutil
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from servers import OddHandler, OddServer, eight_bit, numbered, running
 
 from agents.config import DDPOConfig
 from diffusion_gym.rewards import RemoteReward, RewardError, make_reward, remote, serve
@@ -25,123 +18,11 @@ from diffusion_gym.rewards import RemoteReward, RewardError, make_reward, remote
 EAGER = {"backoff": 0.01, "timeout": 10.0}
 
 
-def eight_bit(n, size=8, seed=0):
-    """Pictures of 8-bit values, (n, 3, size, size)."""
-    levels = torch.randint(256, (n, 3, size, size), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-    return levels.float() / 255
-
-
 def judge(images, prompts, metadata):
     """Depends on every value of the picture, on the prompt and on the metadata."""
     weights = torch.linspace(-1, 1, images[0].numel()).view(images[0].shape)
     bonus = [len(prompt) + known.get("count", 0) for prompt, known in zip(prompts, metadata, strict=True)]
     return (images * weights).sum((1, 2, 3)) + torch.tensor(bonus)
-
-
-@contextmanager
-def running(server):
-    """The server answers within; yields its URL."""
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-@contextmanager
-def process(command, **options):
-    """A server in a process of its own; yields its URL and the process."""
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
-    try:
-        line = server.stdout.readline()
-        assert line.startswith("serving "), line
-        yield line.split(" at ")[1].split()[0], server
-    finally:
-        server.kill()
-        server.wait()
-        server.stdout.close()
-
-
-class OddServer(ThreadingHTTPServer):
-    """Speaks the format as `serve.py` describes it, and does to each request what the script says.
-
-    The reward of a picture is its first value, from 0 to 255, plus 256 times its second.
-    """
-
-    request_queue_size = 128
-
-    def __init__(self, *script):
-        self.script = list(script)
-        self.requests = 0
-        self.lock = threading.Lock()
-        super().__init__(("127.0.0.1", 0), OddHandler)
-
-    def handle_error(self, request, client_address):
-        pass
-
-
-class OddHandler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.answer(200, {"reward": "odd"})
-
-    def do_POST(self):
-        with self.server.lock:
-            self.server.requests += 1
-            what = self.server.script.pop(0) if self.server.script else "right"
-        (length,) = struct.unpack(">I", self.rfile.read(4))
-        header = json.loads(self.rfile.read(length))
-        shape = (len(header["pictures"]), header["height"], header["width"], 3)
-        pixels = np.frombuffer(self.rfile.read(int(np.prod(shape))), np.uint8).reshape(shape[0], -1).astype(int)
-        rewards = {p["id"]: float(row[0] + 256 * row[1]) for p, row in zip(header["pictures"], pixels, strict=True)}
-        ids, token = list(rewards), header["id"]
-        if what == "slow":
-            time.sleep(0.6)
-        elif what == "any moment":
-            time.sleep(random.SystemRandom().uniform(0, 0.02))
-            random.SystemRandom().shuffle(ids)
-            rewards = {id_: rewards[id_] for id_ in ids}
-        elif what == "cut off":
-            self.wfile.write(b"HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\n{")
-            return
-        elif what == "no answer":
-            return
-        elif what == "garbage":
-            rewards, token = None, "<html>"
-        elif what in ("nan", "text", "yes", "huge"):
-            rewards[ids[-1]] = {"nan": float("nan"), "text": "1.0", "yes": True, "huge": 10**400}[what]
-        elif what == "one too few":
-            del rewards[ids[0]]
-        elif what == "one too many":
-            rewards["other"] = 1.0
-        elif what == "foreign picture":
-            rewards["other"] = rewards.pop(ids[0])
-        elif what == "foreign request":
-            token = "0123456789abcdef"
-        if isinstance(what, int):
-            self.answer(what, {"error": "on purpose"})
-        else:
-            self.answer(200, "<html>" if what == "garbage" else {"id": token, "rewards": rewards})
-
-    def answer(self, status, content):
-        body = content.encode() if isinstance(content, str) else json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
-
-
-def numbered(*numbers):
-    """Pictures that `OddServer` gives these rewards."""
-    images = torch.zeros(len(numbers), 3, 4, 4)
-    images[:, 0, 0, 0] = torch.tensor([n % 256 for n in numbers]) / 255
-    images[:, 1, 0, 0] = torch.tensor([n // 256 for n in numbers]) / 255
-    return images
 
 
 def ask(reward, *numbers):
@@ -398,77 +279,3 @@ def test_urls_stand_in_sums_with_options_of_their_own():
 def test_metadata_that_is_no_json_is_named():
     with running(OddServer()) as url, pytest.raises(TypeError, match="metadata must be plain JSON"):
         RemoteReward(url)(numbered(1), ["a"], [{"x": torch.zeros(1)}])
-
-
-@pytest.fixture
-def plain(tmp_path):
-    """A command that serves their_module:score by a Python that has numpy and nothing else, and where to run it."""
-    packages = tmp_path / "packages"
-    packages.mkdir()
-    for path in Path(np.__file__).parents[1].glob("numpy*"):
-        (packages / path.name).symlink_to(path)
-    shutil.copy(serve.__file__, tmp_path / "serve.py")
-    work = tmp_path / "work"
-    work.mkdir()
-    (work / "their_module.py").write_text(
-        "import importlib.util, os, pathlib, time\n"
-        "import numpy\n"
-        "assert not [m for m in ('torch', 'diffusion_gym', 'tyro') if importlib.util.find_spec(m)]\n"
-        "def score(images, prompts, metadata):\n"
-        "    assert type(images) is numpy.ndarray and images.dtype == numpy.float32, images\n"
-        "    if 'SLOW' in os.environ:\n"
-        "        pathlib.Path('asked').touch()\n"
-        "        time.sleep(60)\n"
-        "    return images[:, 0].mean((1, 2)) - images[:, 2].mean((1, 2)) + [m['bonus'] for m in metadata]\n"
-    )
-    command = [sys.executable, "-S", "-s", str(tmp_path / "serve.py"), "their_module:score", "--port"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    return command, {"cwd": work, "env": {**environment, "PYTHONPATH": str(packages)}}
-
-
-def test_the_file_alone_serves_by_a_python_that_has_only_numpy(plain):
-    command, options = plain
-    images, metadata = eight_bit(5), [{"bonus": i} for i in range(5)]
-    with process([*command, "0"], **options) as (url, _):
-        scores = RemoteReward(url)(images, ["a"] * 5, metadata)
-    expected = images[:, 0].mean((1, 2)) - images[:, 2].mean((1, 2)) + torch.arange(5)
-    torch.testing.assert_close(scores, expected)
-    for name, says in (("their_module:nothing", "cannot be found"), ("os:sep", "must be a function")):
-        failed = subprocess.run(
-            [*command[:4], name, "--port", "0"], capture_output=True, text=True, check=False, **options
-        )
-        assert failed.returncode == 2
-        assert says in failed.stderr
-
-
-def test_a_killed_server_that_comes_back_is_asked_again(plain):
-    command, options = plain
-    asked = options["cwd"] / "asked"
-    slow = {**options, "env": {**options["env"], "SLOW": "1"}}
-    with ThreadPoolExecutor(1) as thread:
-        with process([*command, "0"], **slow) as (url, server):
-            reward = RemoteReward(url, backoff=0.2)
-            pending = thread.submit(reward, eight_bit(3), ["a"] * 3, [{"bonus": 5}] * 3)
-            deadline = time.monotonic() + 20
-            while not asked.exists():
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            server.kill()
-        with process([*command, url.rpartition(":")[2]], **options):
-            assert pending.result(timeout=20).shape == (3,)
-    reward.retries, reward.backoff = 2, 0.01
-    with pytest.raises(RewardError, match=f"{url} gave no rewards in 3 attempts; .*ConnectionRefusedError"):
-        reward(eight_bit(3), ["a"] * 3, [{"bonus": 5}] * 3)
-
-
-def test_the_command_serves_a_named_reward(capfd):
-    command = [sys.executable, "-m", "agents.cli", "serve", "jpeg_incompressibility", "--port", "0", "--device", "cpu"]
-    images = eight_bit(2, size=16)
-    with process(command) as (url, _):
-        served = make_reward(url)(images, ["a", "b"], [{}, {}]).total
-        port = url.rpartition(":")[2]
-        taken = subprocess.run([*command[:5], "--port", port], capture_output=True, text=True, check=False)
-    assert port != "8000"  # what --port would be without
-    assert torch.equal(served, make_reward("jpeg_incompressibility")(images, ["a", "b"], [{}, {}]).total)
-    assert taken.returncode == 2
-    assert f"cannot listen on --host 127.0.0.1 --port {port}" in taken.stderr
