@@ -125,7 +125,8 @@ class SFTConfig(TrainConfig):
     shift: float = 0.0
     """Added to rewards under "reward"."""
     regulariser: Literal["none", "kl-o", "kl-d"] = "none"
-    """DPOK's two: kl-o adds the distance to the pretrained model's predictions, kl-d a constant to every weight."""
+    """DPOK's two: kl-o adds the distance to the pretrained model's predictions, kl-d a constant to every weight. With
+    several prompts and --pool 0 take kl-o: learning from one's own few pictures drifts, and rewards fall."""
     regulariser_weight: float = 2.0
     """gamma of the regulariser; 2 was the best of 0.1 to 5 in DPOK."""
     pool: int = 0
