@@ -171,22 +171,25 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 
 def picture_page(plan: Plan, out: Path, path: Path) -> None:
-    """Before and after of the first seed, for each agent and reward."""
+    """The first seed's pictures: the pretrained model's, and from the same noise each agent's after each reward."""
     from matplotlib.figure import Figure
     from matplotlib.image import imread
 
     names = list(agents(plan))
-    figure = Figure(figsize=(4 * len(plan.rewards), 1.3 * len(names)), layout="constrained")
-    axes = figure.subplots(len(names), len(plan.rewards), squeeze=False)
-    for i, agent in enumerate(names):
-        for j, reward in enumerate(plan.rewards):
-            axis = axes[i][j]
-            axis.imshow(imread(out / agent / reward / str(plan.seeds[0]) / "probes" / PICTURE))
-            axis.set(xticks=[], yticks=[])
+    figure = Figure(figsize=(4 * len(plan.rewards), 0.7 * (len(names) + 1)), layout="constrained")
+    axes = figure.subplots(len(names) + 1, len(plan.rewards), squeeze=False)
+    for j, reward in enumerate(plan.rewards):
+        axes[0][j].set_title(reward)
+        for i, agent in enumerate(names):
+            pictures = imread(out / agent / reward / str(plan.seeds[0]) / "probes" / PICTURE)
+            before, after = pictures[: len(pictures) // 2], pictures[-(len(pictures) // 2) :]  # one above the other
             if i == 0:
-                axis.set_title(reward)
-            if j == 0:
-                axis.set_ylabel(agent)
+                axes[0][j].imshow(before)
+            axes[i + 1][j].imshow(after)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    for i, name in enumerate(["pretrained", *names]):
+        axes[i][0].set_ylabel(name, rotation=0, ha="right", va="center")
     figure.savefig(path, dpi=90)
 
 

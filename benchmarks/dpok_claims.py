@@ -25,7 +25,7 @@ import numpy as np
 from agents.config import DPOKConfig, EvaluateConfig, SFTConfig, TrainConfig
 from agents.run_directory import SCORES, read_history
 from benchmarks.command import Benchmark, write_result
-from benchmarks.intervals import Floats, Interval, apart, bootstrap, mean_of_means, of_pairs
+from benchmarks.intervals import Floats, Interval, apart, bootstrap, change, mean_of_means, of_pairs
 from benchmarks.jobs import Job
 from benchmarks.settings import DPOK
 from diffusion_gym.emoji.grammar import PROBES
@@ -223,7 +223,7 @@ def multi_prompt(plan: Plan, out: Path, prompts: str) -> dict[str, Any]:
                 measure: {
                     "before": bootstrap([before]),
                     "after": bootstrap([after]),
-                    "gain": bootstrap([after, before], lambda after, before: after.mean() - before.mean(), paired=True),
+                    "gain": bootstrap([before, after], change, paired=True),
                 }
                 for measure, (before, after) in measures.items()
             }

@@ -25,6 +25,11 @@ def mean_of_means(*groups: Floats) -> float:
     return float(np.mean([group.mean() for group in groups]))
 
 
+def change(before: Floats, after: Floats) -> float:
+    """Of the mean, from one group to the other."""
+    return float(after.mean() - before.mean())
+
+
 def bootstrap(
     groups: Sequence[Floats],
     statistic: Callable[..., float] = mean_of_means,

@@ -19,7 +19,7 @@ import numpy as np
 from agents.config import DPOKConfig, EvaluateConfig
 from agents.run_directory import SCORES
 from benchmarks.command import Benchmark, write_result
-from benchmarks.intervals import Floats, bootstrap, of_pairs
+from benchmarks.intervals import Floats, bootstrap, change, of_pairs
 from benchmarks.jobs import Job
 from benchmarks.settings import DPOK
 
@@ -81,11 +81,6 @@ def measured(plan: Plan, out: Path, weight: float, stage: int) -> tuple[dict[str
     for groups in (before, after):
         groups["diversity"] = of_pairs(groups["diversity"])
     return before, after
-
-
-def change(before: Floats, after: Floats) -> float:
-    """From the pretrained model."""
-    return float(after.mean() - before.mean())
 
 
 def paths(plan: Plan, out: Path) -> dict[str, list[dict[str, Any]]]:
